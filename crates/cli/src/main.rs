@@ -1,0 +1,2 @@
+//! The vmseal command.
+fn main() {}

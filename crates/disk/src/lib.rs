@@ -1,0 +1,1 @@
+//! Virtual disks: extents, grains and encrypted random access

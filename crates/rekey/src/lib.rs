@@ -1,0 +1,1 @@
+//! The planner and the crash-safe engine that encrypt, decrypt and recrypt virtual machines

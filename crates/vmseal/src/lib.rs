@@ -1,0 +1,1 @@
+//! Encrypts virtual machines at rest, for any hypervisor on any storage

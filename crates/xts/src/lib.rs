@@ -1,0 +1,1 @@
+//! XTS-AES over runs of data units, at the speed of the hardware
