@@ -1,1 +1,38 @@
-//! XTS-AES over runs of data units, at the speed of the hardware
+//! XTS-AES (IEEE 1619, NIST SP 800-38E) over runs of data units.
+//!
+//! A disk is encrypted one data unit at a time; this crate takes whole runs of them, so that the tweaks of many units are encrypted
+//! together and AES works on many blocks at once. In place or from one buffer to another, with ciphertext stealing for a last unit
+//! that is not a multiple of 16 bytes, and [`XtsAes256::transcrypt_units`] from one key to another in one pass. No `alloc`, no `std`.
+//!
+//! ```
+//! use vmseal_xts::XtsAes256;
+//!
+//! # let mut key = [0u8; 64];
+//! # key[0] = 1;
+//! let xts = XtsAes256::new(&key)?;
+//! let mut sectors = [0u8; 4 * 512];
+//! xts.encrypt_units(&mut sectors, 512, 2048)?; // data units 2048 to 2051
+//! xts.decrypt_units(&mut sectors[512..1024], 512, 2049)?;
+//! assert_eq!(sectors[512..1024], [0; 512]);
+//! # Ok::<(), vmseal_xts::Error>(())
+//! ```
+//!
+//! The tweak of a data unit is its number as a little-endian 128-bit integer: on units of 512 bytes numbered from 0, what
+//! Linux calls `aes-xts-plain64`.
+//!
+//! # What it does not protect against
+//!
+//! XTS hides content and does not authenticate it: changed ciphertext decrypts to something, units can be put back as they were before,
+//! and equal units under the same number show. Key schedules and tweaks are wiped when they are dropped; what the compiler
+//! left in registers or spilled to the stack is not. AES itself is the `aes` crate's: hardware instructions where there are some, fixsliced and
+//! in constant time otherwise; nothing here branches on or indexes by keys, tweaks or data.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod batch;
+mod error;
+mod xts;
+
+pub use error::Error;
+pub use xts::{XtsAes128, XtsAes256};
