@@ -53,7 +53,10 @@ where
     C: KeyInit + BlockCipherEncrypt<BlockSize = U16>,
 {
     let length = || Error::KeyLength { found: key.len(), wanted: 32 };
-    if key.is_empty() || key.len() > KEY_LEN_MAX || function == KeyWrap::Kw && (key.len() < 16 || key.len() % 8 != 0) {
+    if key.is_empty()
+        || key.len() > KEY_LEN_MAX
+        || function == KeyWrap::Kw && (key.len() < 16 || !key.len().is_multiple_of(8))
+    {
         return Err(length());
     }
     let under_len = |_| Error::KeyLength { found: under.len(), wanted: 32 };

@@ -242,6 +242,7 @@ fn copy_owner(fd: &OwnedFd, model: &Stat) -> Result<(), Errno> {
 }
 
 /// Changes with every change of the content: the inode, its length, and the times of its last change (FNV-1a over them).
+#[allow(clippy::unnecessary_cast, reason = "the types of these fields differ between systems")]
 fn version(stat: &Stat) -> u64 {
     let fields = [
         stat.st_dev as u64,
