@@ -1,5 +1,7 @@
 //! The providers of a state folder, on real files.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test")]
+
 use vmseal_keys::{KeyId, KeySource, KeySourceError, ProviderName};
 use vmseal_providers::{Error, LocalProviders};
 use vmseal_storage::{LocalDir, Memory, Storage, StoragePath};

@@ -1,0 +1,291 @@
+//! Where the bytes of a disk lie: its descriptor, and the files of its extents.
+
+use vmseal_formats::{Access as ExtentAccess, Descriptor, ExtentKind, SparseHeader};
+use vmseal_storage::{Access, File, Kind, Storage, StoragePath};
+
+use crate::error::Error;
+use crate::unit::UnitSize;
+
+pub(crate) const SECTOR_LEN: u64 = 512;
+/// No descriptor is longer.
+const DESCRIPTOR_LEN_MAX: u64 = 1 << 20;
+/// A disk of 64 TiB in pieces of 2 GiB has 32768 extents; no product makes larger ones.
+const EXTENTS_MAX: usize = 1 << 16;
+
+/// Where the descriptor of a disk lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescriptorPlace {
+    /// It is a file of its own.
+    OwnFile,
+    /// It lies inside the disk's one sparse extent.
+    Embedded {
+        /// Where it begins.
+        offset_bytes: u64,
+        /// The room that it has.
+        len_bytes: u64,
+    },
+}
+
+/// A disk's descriptor and extents, checked against the files that are there. It holds no open file.
+#[derive(Clone, Debug)]
+pub struct DiskLayout {
+    path: StoragePath,
+    descriptor: Descriptor,
+    place: DescriptorPlace,
+    extents: Vec<Extent>,
+    capacity_bytes: u64,
+}
+
+/// One extent.
+#[derive(Clone, Debug)]
+pub(crate) struct Extent {
+    /// Its first byte on the virtual disk.
+    pub(crate) virtual_byte: u64,
+    pub(crate) len_bytes: u64,
+    pub(crate) access: ExtentAccess,
+    pub(crate) kind: Place,
+}
+
+/// Where the bytes of an extent lie.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Flat { path: StoragePath, offset_bytes: u64 },
+    Sparse { path: StoragePath, header: Box<SparseHeader> },
+    Zero,
+}
+
+impl Place {
+    pub(crate) fn path(&self) -> Option<&StoragePath> {
+        match self {
+            Self::Flat { path, .. } | Self::Sparse { path, .. } => Some(path),
+            Self::Zero => None,
+        }
+    }
+}
+
+impl DiskLayout {
+    /// Reads the disk whose descriptor is `path`, or lies inside it.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where a file cannot be understood, [`Error::ExtentTooShort`] where one is cut off, [`Error::Unsupported`] for kinds of
+    /// disks that this version does not read, [`Error::Storage`] where a file is missing.
+    pub fn open(storage: &dyn Storage, path: &StoragePath) -> Result<Self, Error> {
+        let (descriptor, place) = Self::read_descriptor(storage, path)?;
+        let mut layout = Self { path: path.clone(), descriptor, place, extents: Vec::new(), capacity_bytes: 0 };
+        layout.place_extents(storage)?;
+        Ok(layout)
+    }
+
+    /// Reads the descriptor of a disk alone, whatever its extents.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for what is wrong with extents.
+    pub fn read_descriptor(storage: &dyn Storage, path: &StoragePath) -> Result<(Descriptor, DescriptorPlace), Error> {
+        let file = storage.open(path, Access::Read)?;
+        let mut start = [0; SECTOR_LEN as usize];
+        let start_len = start.len().min(usize::try_from(file.len()?).unwrap_or(usize::MAX));
+        file.read_at(&mut start[..start_len], 0)?;
+        if let Some(what) = foreign_kind(&start) {
+            return Err(Error::Unsupported { path: path.to_string(), what: what.to_owned() });
+        }
+        if start.starts_with(&vmseal_formats::sparse_header::MAGIC) {
+            let header = parse_header(path, &start)?;
+            let place = DescriptorPlace::Embedded {
+                offset_bytes: header.descriptor_offset_sectors * SECTOR_LEN,
+                len_bytes: header.descriptor_sectors * SECTOR_LEN,
+            };
+            return Ok((read_embedded(path, file.as_ref(), &header)?, place));
+        }
+        let bytes = storage.read(path, DESCRIPTOR_LEN_MAX)?;
+        Ok((parse_descriptor(path, &bytes)?, DescriptorPlace::OwnFile))
+    }
+
+    /// The descriptor.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Where the descriptor lies.
+    pub fn descriptor_place(&self) -> DescriptorPlace {
+        self.place
+    }
+
+    /// The size that the guest sees, in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// The extent files in the order of the disk, each once. The file that holds an embedded descriptor is one of them.
+    pub fn files(&self) -> Vec<StoragePath> {
+        let mut files: Vec<StoragePath> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for path in self.extents.iter().filter_map(|extent| extent.kind.path()) {
+            if seen.insert(path.clone()) {
+                files.push(path.clone());
+            }
+        }
+        files
+    }
+
+    /// Checks that data units of this size fit: none may lie in two extents or two grains.
+    ///
+    /// # Errors
+    /// [`Error::UnitDoesNotFit`].
+    pub fn check_unit(&self, unit: UnitSize) -> Result<(), Error> {
+        let unit_bytes = u64::from(unit.bytes());
+        let refuse = |what: String| Err(Error::UnitDoesNotFit { path: self.path.to_string(), unit, what });
+        for extent in &self.extents {
+            if !extent.virtual_byte.is_multiple_of(unit_bytes) {
+                return refuse(format!("an extent begins at byte {} of the disk", extent.virtual_byte));
+            }
+            if let Place::Sparse { header, .. } = &extent.kind
+                && !(header.grain_sectors * SECTOR_LEN).is_multiple_of(unit_bytes)
+            {
+                return refuse(format!("its grains have {} bytes", header.grain_sectors * SECTOR_LEN));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    fn place_extents(&mut self, storage: &dyn Storage) -> Result<(), Error> {
+        let extents = self.descriptor.extents();
+        if extents.len() > EXTENTS_MAX {
+            let what = format!("it has {} extents, and no disk has more than {EXTENTS_MAX}", extents.len());
+            return Err(Error::Unsupported { path: self.path.to_string(), what });
+        }
+        let mut virtual_byte: u64 = 0;
+        let mut placed = Vec::with_capacity(extents.len());
+        for extent in extents {
+            let too_large = || Error::Unsupported {
+                path: self.path.to_string(),
+                what: "its extents are larger together than a disk can be".to_owned(),
+            };
+            let len_bytes = extent.sector_count.checked_mul(SECTOR_LEN).ok_or_else(too_large)?;
+            let kind = match extent.kind {
+                ExtentKind::Zero => Place::Zero,
+                ExtentKind::Flat | ExtentKind::Vmfs => {
+                    let path = self.extent_path(extent.file.as_deref())?;
+                    let offset_bytes = extent.offset_sectors.checked_mul(SECTOR_LEN).ok_or_else(too_large)?;
+                    let wanted_bytes = offset_bytes.checked_add(len_bytes).ok_or_else(too_large)?;
+                    check_flat(storage, &path, wanted_bytes)?;
+                    Place::Flat { path, offset_bytes }
+                }
+                ExtentKind::Sparse => {
+                    // The descriptor inside an extent may name that extent by the name that it had when it was made.
+                    let path = match self.place {
+                        DescriptorPlace::Embedded { .. } if extents.len() == 1 => self.path.clone(),
+                        _ => self.extent_path(extent.file.as_deref())?,
+                    };
+                    let header = read_header(storage, &path)?;
+                    if header.capacity_sectors < extent.sector_count {
+                        return Err(Error::ExtentTooShort {
+                            path: path.to_string(),
+                            len_bytes: header.capacity_sectors * SECTOR_LEN,
+                            wanted_bytes: len_bytes,
+                        });
+                    }
+                    Place::Sparse { path, header: Box::new(header) }
+                }
+                kind => {
+                    let what =
+                        format!("extents of type {} are not read in this version; convert the disk first", kind.name());
+                    return Err(Error::Unsupported { path: self.path.to_string(), what });
+                }
+            };
+            placed.push(Extent { virtual_byte, len_bytes, access: extent.access, kind });
+            virtual_byte = virtual_byte.checked_add(len_bytes).ok_or_else(too_large)?;
+        }
+        if let Some(overlap) = overlapping(&placed) {
+            let what = format!("two of its extents use the same bytes of {overlap}");
+            return Err(Error::Unsupported { path: self.path.to_string(), what });
+        }
+        self.extents = placed;
+        self.capacity_bytes = virtual_byte;
+        Ok(())
+    }
+
+    fn extent_path(&self, name: Option<&str>) -> Result<StoragePath, Error> {
+        let name = name.ok_or_else(|| Error::Unsupported {
+            path: self.path.to_string(),
+            what: "an extent names no file; restore the descriptor from a copy".to_owned(),
+        })?;
+        Ok(self.path.sibling(name)?)
+    }
+}
+
+/// Kinds of files that are no descriptor and no hosted sparse extent.
+fn foreign_kind(start: &[u8]) -> Option<&'static str> {
+    if start.starts_with(b"COWD") {
+        return Some("a COWD extent (vmfsSparse) is not read in this version; consolidate the snapshot first");
+    }
+    if start.starts_with(&0xcafe_babe_u64.to_le_bytes()) {
+        return Some("an SESparse extent is not read in this version; consolidate the snapshot first");
+    }
+    None
+}
+
+fn parse_descriptor(path: &StoragePath, bytes: &[u8]) -> Result<Descriptor, Error> {
+    Descriptor::parse(bytes).map_err(|source| Error::Format { path: path.to_string(), source })
+}
+
+fn parse_header(path: &StoragePath, start: &[u8]) -> Result<SparseHeader, Error> {
+    let header = SparseHeader::parse(start).map_err(|source| Error::Format { path: path.to_string(), source })?;
+    if header.is_compressed() {
+        let what = "a streamOptimized disk is not encrypted in place; convert it to another type first";
+        return Err(Error::Unsupported { path: path.to_string(), what: what.to_owned() });
+    }
+    Ok(header)
+}
+
+/// Reads the header of a sparse extent.
+fn read_header(storage: &dyn Storage, path: &StoragePath) -> Result<SparseHeader, Error> {
+    let file = storage.open(path, Access::Read)?;
+    let mut start = [0; SECTOR_LEN as usize];
+    let len_bytes = file.len()?;
+    if len_bytes < SECTOR_LEN {
+        return Err(Error::ExtentTooShort { path: path.to_string(), len_bytes, wanted_bytes: SECTOR_LEN });
+    }
+    file.read_at(&mut start, 0)?;
+    parse_header(path, &start)
+}
+
+fn read_embedded(path: &StoragePath, file: &dyn File, header: &SparseHeader) -> Result<Descriptor, Error> {
+    if header.descriptor_sectors == 0 {
+        let what = "it is an extent without a descriptor; name the disk's own descriptor file";
+        return Err(Error::Unsupported { path: path.to_string(), what: what.to_owned() });
+    }
+    let offset_bytes = header.descriptor_offset_sectors * SECTOR_LEN;
+    let len_bytes = (header.descriptor_sectors * SECTOR_LEN).min(DESCRIPTOR_LEN_MAX);
+    let mut text = vec![0; usize::try_from(len_bytes).unwrap_or(0)];
+    file.read_at(&mut text, offset_bytes)?;
+    parse_descriptor(path, &text)
+}
+
+fn check_flat(storage: &dyn Storage, path: &StoragePath, wanted_bytes: u64) -> Result<(), Error> {
+    let metadata = storage.metadata(path)?.ok_or_else(|| vmseal_storage::Error::NotFound { path: path.to_string() })?;
+    if metadata.kind != Kind::File {
+        return Err(vmseal_storage::Error::WrongKind { path: path.to_string(), wanted: "regular file" }.into());
+    }
+    if metadata.len < wanted_bytes {
+        return Err(Error::ExtentTooShort { path: path.to_string(), len_bytes: metadata.len, wanted_bytes });
+    }
+    Ok(())
+}
+
+/// The file of which two extents use the same bytes: encrypted under two numbers, one of them would be lost.
+fn overlapping(extents: &[Extent]) -> Option<&StoragePath> {
+    let mut ranges: Vec<(&StoragePath, u64, u64)> = extents
+        .iter()
+        .filter_map(|extent| match &extent.kind {
+            Place::Flat { path, offset_bytes } => Some((path, *offset_bytes, offset_bytes + extent.len_bytes)),
+            Place::Sparse { path, .. } => Some((path, 0, u64::MAX)),
+            Place::Zero => None,
+        })
+        .collect();
+    ranges.sort();
+    ranges.windows(2).find(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2).map(|pair| pair[0].0)
+}
