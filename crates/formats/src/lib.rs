@@ -1,1 +1,63 @@
-//! VMX, VMSD, VMDK, key safe and envelope: bytes in, typed values out, and back
+//! VMX, VMSD, VMDK, key safe and envelope: bytes in, typed values out, and back.
+//!
+//! ```
+//! use vmseal_formats::{Descriptor, Dictionary, KeyList};
+//! use vmseal_keys::{KeySource, TestKeys, system_rng};
+//!
+//! let mut vmx = Dictionary::parse(b".encoding = \"UTF-8\"\nmemsize = \"4096\" # four GiB\n");
+//! vmx.set("memSize", b"8192");
+//! assert_eq!(vmx.to_bytes().as_slice(), b".encoding = \"UTF-8\"\nmemsize = \"8192\" # four GiB\n");
+//!
+//! // A secret under a key of a provider, as an ESXi bundle has it.
+//! let mut keys = TestKeys::new();
+//! let id = keys.create(&TestKeys::provider("test"))?;
+//! let mut bundle = KeyList::new();
+//! bundle.push(KeyList::lock_under(&id, &keys.fetch(&id)?, b"secret", &mut system_rng())?);
+//! vmx.set("encryption.bundle", bundle.to_string().as_bytes());
+//!
+//! let found = vmx.text("encryption.bundle")?.unwrap_or_default();
+//! assert_eq!(KeyList::parse(&found)?.open_with(&mut keys)?.plaintext.as_slice(), b"secret");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Nothing here reads or writes files. What is not understood is kept byte for byte; lengths, nesting and rounds meet a limit before any work;
+//! every error tells the line and column, or the byte.
+//!
+//! # What it does not protect against
+//!
+//! Formats have the strength that their makers gave them: the key safe authenticates plaintext and neither IV nor padding, `encobj` pages have a
+//! MAC that nobody knows how to verify, and the key hash of an envelope lets anyone test guesses at its key.
+
+#![forbid(unsafe_code)]
+
+mod create_type;
+mod crypto_dict;
+mod descriptor;
+mod descriptor_line;
+mod dictionary;
+mod dictionary_line;
+pub mod envelope;
+mod envelope_header;
+mod error;
+mod extent;
+mod gcm;
+mod key_dict;
+mod key_list;
+mod lines;
+mod locator;
+mod locator_text;
+mod new_descriptor;
+mod phrase;
+pub mod sparse_header;
+
+pub use create_type::CreateType;
+pub use descriptor::Descriptor;
+pub use dictionary::{Dictionary, Duplicate};
+pub use error::{Error, Kind, Place};
+pub use extent::{Access, Extent, ExtentKind};
+pub use key_dict::KeyDict;
+pub use key_list::{KeyList, Opened, OpenedBy};
+pub use locator::{Locator, Pair, RawKey, Role};
+pub use new_descriptor::NewDescriptor;
+pub use phrase::PhraseParameters;
+pub use sparse_header::{Compression, SparseHeader};
