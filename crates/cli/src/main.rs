@@ -1,2 +1,45 @@
-//! The vmseal command.
-fn main() {}
+//! The `vmseal` command: encrypts virtual machines at rest.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod home;
+mod inspect;
+mod operate;
+mod output;
+mod password;
+mod progress;
+mod provider;
+mod status;
+mod tour;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, ProviderCommand};
+use output::Output;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    home::keep_secrets_out_of_core_dumps();
+    let mut output = Output::new(cli.quiet);
+    let result = match &cli.command {
+        Command::Provider(ProviderCommand::Create(create)) => provider::create(&cli, create, &mut output),
+        Command::Provider(ProviderCommand::List { json }) => provider::list(&cli, *json, &mut output),
+        Command::Inspect(args) => inspect::run(args, &mut output),
+        Command::Encrypt(args) => operate::encrypt(&cli, args, &mut output),
+        Command::Decrypt(args) => operate::decrypt(&cli, args, &mut output),
+        Command::Recrypt(args) => operate::recrypt(&cli, args, &mut output),
+        Command::Resume(args) => operate::resume(&cli, args, &mut output),
+        Command::Verify(args) => operate::verify(&cli, args, &mut output),
+        Command::Tour(args) => tour::run(args, &mut output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.error(&failure);
+            failure.status.into()
+        }
+    }
+}

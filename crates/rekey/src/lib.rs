@@ -1,1 +1,43 @@
-//! The planner and the crash-safe engine that encrypt, decrypt and recrypt virtual machines
+//! The planner and the crash-safe engine that encrypt, decrypt and recrypt virtual machines.
+//!
+//! [`survey()`] reads a VM from storage into an [`Inventory`]; [`plan()`] turns that and a [`Request`] into a [`Plan`] or a [`Refusal`]
+//! with every reason; [`execute`] does what the plan says, [`resume`] completes it after a crash and [`rollback`] undoes it.
+//!
+//! The engine never changes a file of the VM before the commit: successors are written beside the old files, one small record is
+//! replaced atomically, and the successors take their places. `docs/formats/operation.md` has the record byte by byte; the
+//! order of the steps, and what a crash at each of them leaves, stand where they happen, in `execute.rs`.
+//!
+//! What it does not protect against: someone who can write to the storage can put back older files, and with them older
+//! wrapped keys; see `docs/threat-model.md`.
+
+#![forbid(unsafe_code)]
+
+mod chain;
+mod convert;
+mod error;
+mod execute;
+mod inventory;
+mod material;
+mod plan;
+mod power;
+mod prepare;
+mod progress;
+mod record;
+mod refusal;
+mod secrets;
+mod snapshots;
+mod stage;
+mod survey;
+mod unlock;
+mod verify;
+
+pub use error::Error;
+pub use execute::{Ending, Outcome, execute, resume, rollback};
+pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
+pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
+pub use progress::{Progress, Unwatched, Watch};
+pub use refusal::{Reason, Refusal};
+pub use secrets::VmSecrets;
+pub use survey::survey;
+pub use unlock::{Unlocked, unlock};
+pub use verify::{Verified, verify};

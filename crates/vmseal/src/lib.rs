@@ -1,1 +1,66 @@
-//! Encrypts virtual machines at rest, for any hypervisor on any storage
+//! Encrypts virtual machines at rest, for any hypervisor, on any storage.
+//!
+//! A host makes a data encryption key (DEK, XTS-AES-256) for each disk; a key provider's key encryption key (KEK) wraps it; only the
+//! wrapped key lies beside the data. VMs are encrypted, decrypted and recrypted (shallow: a new KEK; deep: new DEKs and a new
+//! KEK) without losing a byte, whatever fails and whenever.
+//!
+//! # What it looks like
+//!
+//! ```
+//! use vmseal::{Disks, LocalDir, LocalProviders, ProviderName, Request, Unwatched, Vm};
+//! # use vmseal::{NewDisk, NewDiskType, Storage, StoragePath};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (state, vms) = (tempfile::tempdir()?, tempfile::tempdir()?);
+//! # let folder = LocalDir::open(vms.path())?;
+//! # folder.replace(&StoragePath::new("web01.vmx")?, b"displayName = \"web01\"\nscsi0:0.fileName = \"web01.vmdk\"\n")?;
+//! # NewDisk::new(NewDiskType::MonolithicSparse, 1 << 20).create(&folder, &StoragePath::new("web01.vmdk")?)?;
+//! // The state folder of this machine, with a native key provider in it.
+//! let home = LocalDir::create_private(state.path())?;
+//! let mut keys = LocalProviders::open(&home)?;
+//! let provider = ProviderName::new("house")?;
+//! keys.create_native(&provider, None)?;
+//!
+//! let storage = LocalDir::open(vms.path())?;               // or any other `Storage`
+//! let vm = Vm::open(&storage, "web01.vmx")?;               // reads; needs no key
+//!
+//! let plan = vm.plan(&Request::encrypt(&provider).disks(Disks::All))?;   // pure; a refusal lists every reason
+//! vm.execute(plan, &mut keys, Unwatched)?;                 // crash-safe; `resume` completes it, `rollback` undoes it
+//! println!("{}", vm.inspect()?);                           // what is encrypted, how, under which key IDs
+//!
+//! let disk = vm.unlock(&mut keys)?.open_disk("web01.vmdk")?;             // a locked VM has no `open_disk`
+//! let mut sector = [0; 512];
+//! disk.read_at(&mut sector, 0)?;                           // the guest's bytes
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it does not protect against
+//!
+//! Whoever can write to the storage can put back older files; XTS does not authenticate data; whoever had an old KEK and a copy of the
+//! wrapped keys made before a shallow recrypt can still open that copy, and with it the data. Storage that a conversion gave back may hold
+//! old plaintext until it is written again. `docs/threat-model.md` says more.
+//!
+//! # The crates below
+//!
+//! [`vmseal_rekey`] plans and converts, [`vmseal_disk`] reads and writes virtual disks, [`vmseal_formats`] knows the files,
+//! [`vmseal_keys`] the keys and how they are wrapped, [`vmseal_storage`] where all of it lies, [`vmseal_providers`] where
+//! KEKs come from. Common work needs none of them.
+
+#![forbid(unsafe_code)]
+
+mod report;
+mod vm;
+
+pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
+pub use vm::{UnlockedVm, Vm};
+pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
+pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
+pub use vmseal_providers::{LocalProviders, ProviderInfo};
+pub use vmseal_rekey::{
+    Disks, Ending, Error, KekChange, Operation, Outcome, Plan, Progress, Reason, Refusal, Request, Step, Unwatched,
+    Verified, Watch,
+};
+#[cfg(unix)]
+pub use vmseal_storage::LocalDir;
+pub use vmseal_storage::{Memory, Storage, StoragePath};

@@ -1,0 +1,36 @@
+//! The state folder of this machine, and what the process does to keep secrets to itself.
+
+use std::path::PathBuf;
+
+use vmseal::LocalDir;
+
+use crate::args::Cli;
+use crate::status::Failure;
+
+/// Opens the state folder: `--home`, else `VMSEAL_HOME`, else the platform's data directory.
+pub(crate) fn open(cli: &Cli) -> Result<LocalDir, Failure> {
+    let path = match &cli.home {
+        Some(path) => path.clone(),
+        None => default_path().ok_or_else(|| {
+            Failure::usage("there is no home directory for the state folder; name one with --home DIR or VMSEAL_HOME")
+        })?,
+    };
+    Ok(LocalDir::create_private(&path)?)
+}
+
+/// `$XDG_DATA_HOME/vmseal`, else `~/.local/share/vmseal` (XDG Base Directory Specification, 0.8).
+fn default_path() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share"))).map(|data| data.join("vmseal"))
+}
+
+/// A core dump of this process would hold keys: none is written, and no other process of the user may look in.
+pub(crate) fn keep_secrets_out_of_core_dumps() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+        // Where the system refuses, the locked pages of the keys are still left out of dumps.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    }
+}

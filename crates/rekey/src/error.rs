@@ -1,0 +1,240 @@
+//! What can go wrong with an operation on a VM.
+
+use vmseal_keys::{KeyId, KeySourceError};
+
+use crate::plan::Operation;
+use crate::refusal::Refusal;
+
+/// An operation that could not be planned, executed or completed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The content of an encrypted bundle is not what this version writes.
+    #[error("the encrypted bundle of the VMX opens, but {what}; it was written by another version or is damaged")]
+    BundleContent {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The VM is not what it was when the operation was planned.
+    #[error("{vmx} has changed since the operation was planned; plan it again")]
+    Changed {
+        /// The VM.
+        vmx: String,
+    },
+    /// A file was written while it was being converted.
+    #[error("{path} was changed by another program during the {operation}; stop that program and try again")]
+    ChangedMeanwhile {
+        /// The file.
+        path: String,
+        /// The operation.
+        operation: Operation,
+    },
+    /// A file was written between the interruption of an operation and the attempt to complete it.
+    #[error(
+        "{path} was changed since the {operation} was interrupted, so that it cannot go on; undo it with `resume --rollback`, then start it again"
+    )]
+    ChangedSince {
+        /// The file.
+        path: String,
+        /// The operation.
+        operation: Operation,
+    },
+    /// The interrupted operation is behind its commit point.
+    #[error(
+        "the interrupted {operation} of {vmx} is already committed and cannot be undone; complete it with `resume`"
+    )]
+    Committed {
+        /// The VM.
+        vmx: String,
+        /// The operation.
+        operation: Operation,
+    },
+    /// A descriptor with its keys does not fit where the old one lies.
+    #[error(
+        "the descriptor inside {path} has room for {room} bytes and needs {needed}; remove a recovery password or convert the disk to a type with its own descriptor file"
+    )]
+    DescriptorRoom {
+        /// The extent with the descriptor.
+        path: String,
+        /// The bytes there are.
+        room: u64,
+        /// The bytes needed.
+        needed: u64,
+    },
+    /// The VMX says that a disk is encrypted, and its descriptor says that it is not.
+    #[error(
+        "{vmx} says that {disk} is encrypted, and {disk} says that it is not; restore one of the two from a copy that belongs to the other"
+    )]
+    Disagreement {
+        /// The VMX.
+        vmx: String,
+        /// The descriptor.
+        disk: String,
+    },
+    /// A disk could not be read or written.
+    #[error(transparent)]
+    Disk(#[from] vmseal_disk::Error),
+    /// Another file stands where the operation would write.
+    #[error("{path} is in the way: it was left by an operation whose record is gone; look at it, then remove it")]
+    StagedInTheWay {
+        /// The file.
+        path: String,
+    },
+    /// A file could not be understood.
+    #[error("{path}: {source}")]
+    Format {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: vmseal_formats::Error,
+    },
+    /// A key could not be made, wrapped or unwrapped.
+    #[error(transparent)]
+    Key(#[from] vmseal_keys::Error),
+    /// A key could not be had.
+    #[error(transparent)]
+    KeySource(#[from] KeySourceError),
+    /// There is not enough room for the successors of the files.
+    #[error(
+        "the storage has {available_bytes} bytes free and the {operation} needs {needed_bytes}; make room and try again"
+    )]
+    NoRoom {
+        /// The operation.
+        operation: Operation,
+        /// What it needs.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
+    /// The operation failed behind its commit point.
+    #[error("the {operation} is committed but not complete; complete it with `resume`")]
+    Incomplete {
+        /// The operation.
+        operation: Operation,
+        /// Why it stopped.
+        source: Box<Error>,
+    },
+    /// The VM is in the clear.
+    #[error("{vmx} is not encrypted; there is nothing to unlock")]
+    NotEncrypted {
+        /// The VM.
+        vmx: String,
+    },
+    /// Nothing was interrupted.
+    #[error("nothing is pending for {vmx}: there is nothing to resume")]
+    NothingPending {
+        /// The VM.
+        vmx: String,
+    },
+    /// An operation was interrupted and has to end first.
+    #[error("an interrupted {operation} of {vmx} has to end first; complete it with `resume`{}", if *committed { "" } else { ", or undo it with `resume --rollback`" })]
+    Pending {
+        /// The VM.
+        vmx: String,
+        /// The operation.
+        operation: Operation,
+        /// Whether it can only be completed.
+        committed: bool,
+    },
+    /// The system's generator of random bytes failed.
+    #[error("the operating system gave no random bytes; no key was made")]
+    Random,
+    /// The record of an operation cannot be read.
+    #[error(
+        "{path}: the record of an interrupted operation is damaged: {what}; keep all files as they are and restore the record from a copy"
+    )]
+    RecordDamaged {
+        /// The record.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The record of an operation is not authentic.
+    #[error(
+        "{path}: the record of an interrupted operation was not written with this VM's keys; it is not followed. Find out who wrote it before you remove it"
+    )]
+    RecordForged {
+        /// The record.
+        path: String,
+    },
+    /// The VM has a recovery password, which a deep recrypt has to know to keep it.
+    #[error(
+        "the VM has a recovery password, which new keys need again; give it with `--recovery-password-file`, or drop it with `--drop-recovery`"
+    )]
+    RecoveryPhraseNeeded,
+    /// The rules forbid it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The watcher stopped the operation.
+    #[error("stopped on request; complete it with `resume`, or undo it with `resume --rollback`")]
+    Stopped,
+    /// Storage failed.
+    #[error(transparent)]
+    Storage(#[from] vmseal_storage::Error),
+    /// Undoing a failed operation failed as well.
+    #[error(
+        "the operation failed ({cause}), and undoing it failed too: {source}; undo it with `resume --rollback` once that is mended"
+    )]
+    UndoFailed {
+        /// Why the operation failed.
+        cause: String,
+        /// Why undoing failed.
+        source: Box<Error>,
+    },
+    /// A VM has more than it can have, or names something twice.
+    #[error("{path}: {what}")]
+    Vm {
+        /// The VMX or VMSD.
+        path: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// A disk's DEK or the VM's bundle belongs to something else.
+    #[error(
+        "{path} holds the keys of another disk or VM: its identity is not in the VM's encrypted bundle; restore the file from a copy"
+    )]
+    WrongDisk {
+        /// The descriptor.
+        path: String,
+    },
+    /// No key that is at hand opens it.
+    #[error("{path} is not opened by {}; {}", ids_text(key_ids), if *any_key_at_hand { "the key is wrong, or the file is damaged" } else { "that key is not at hand: use the state folder (`--home`) of the provider that has it" })]
+    WrongKey {
+        /// The file with the wrapped key.
+        path: String,
+        /// The KEKs that it names.
+        key_ids: Vec<KeyId>,
+        /// Whether one of them was tried.
+        any_key_at_hand: bool,
+    },
+}
+
+impl Error {
+    /// Whether the operation can be completed by [`resume`](crate::resume).
+    pub fn is_resumable(&self) -> bool {
+        matches!(self, Self::Incomplete { .. } | Self::Pending { .. } | Self::Stopped | Self::UndoFailed { .. })
+    }
+}
+
+fn ids_text(key_ids: &[KeyId]) -> String {
+    match key_ids {
+        [] => "a key".to_owned(),
+        ids => {
+            let names: Vec<String> = ids.iter().map(KeyId::to_string).collect();
+            format!("key {}", names.join(" or "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_and_what_to_do() {
+        let error = Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: false };
+        assert!(error.to_string().ends_with("or undo it with `resume --rollback`"));
+        let error = Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: true };
+        assert!(error.to_string().ends_with("complete it with `resume`"));
+    }
+}

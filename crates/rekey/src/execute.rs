@@ -1,0 +1,273 @@
+//! Executes a plan, and completes or undoes what was interrupted.
+//!
+//! Every operation takes the same way:
+//!
+//! 1. The record is made durable in phase `prepare`, with every new key in its wrapped form. A crash before this
+//!    leaves nothing; from here on, until step 4, recovery can undo everything: the VM's own files are untouched.
+//! 2. The successor of each file is written beside it, and made durable. A crash leaves some of them; recovery goes on at the last
+//!    checkpoint, or removes them.
+//! 3. The VM's files are looked at again: where one has changed meanwhile, or the VM was started, everything is undone.
+//! 4. The record is replaced by one in phase `publish`: the commit point.
+//! 5. Each successor takes the place of its file by an atomic rename; descriptors inside an extent are overwritten by what the
+//!    record holds. A crash leaves some done; recovery does the rest, and repeating a step does no harm.
+//! 6. The record is removed. A crash before leaves nothing to do but this.
+
+use core::ops::ControlFlow;
+
+use vmseal_keys::KeySource;
+use vmseal_storage::{LockMode, Storage, StoragePath};
+
+use crate::error::Error;
+use crate::inventory::{PowerState, Snapshots};
+use crate::material::Material;
+use crate::plan::{Operation, Plan, plan};
+use crate::power::power_state;
+use crate::prepare;
+use crate::progress::{Progress, Watch};
+use crate::record::{Phase, Record, staged_path};
+use crate::refusal::{Reason, Refusal};
+use crate::stage::{self, Job};
+use crate::survey::{read_dictionary, survey};
+
+/// What is appended to the name of the VMX for the lock that one operation holds.
+const LOCK_SUFFIX: &str = ".vmseal-lock";
+
+/// What an operation did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// The operation.
+    pub operation: Operation,
+    /// How it ended.
+    pub ending: Ending,
+    /// The files that were replaced, relative to the storage root.
+    pub files: Vec<String>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ending {
+    /// In one go.
+    Done,
+    /// Completed after an interruption before its commit point.
+    Resumed,
+    /// Completed after an interruption behind its commit point.
+    Completed,
+    /// Undone after an interruption: the VM is as it was before.
+    RolledBack,
+}
+
+/// Executes `plan`.
+///
+/// # Errors
+/// After any error but [`Error::Stopped`] and [`Error::Incomplete`] the VM is as it was before. Those two leave an
+/// operation that [`resume`] completes; [`rollback`] undoes a stopped one.
+pub fn execute(
+    storage: &dyn Storage,
+    planned: &Plan,
+    keys: &mut dyn KeySource,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, Error> {
+    let vmx = StoragePath::new(planned.vmx())?;
+    let _lock = lock(storage, &vmx)?;
+    let inventory = survey(storage, &vmx)?;
+    if plan(&inventory, &planned.request)? != *planned {
+        return Err(Error::Changed { vmx: vmx.to_string() });
+    }
+    let (mut record, material) = prepare::begin(storage, planned, keys)?;
+    let jobs = stage::jobs(storage, &record)?;
+    record.staged = stage::staged(storage, &jobs)?;
+    record.patches = stage::patches(storage, &record)?;
+    check_room(storage, planned)?;
+    // From here on there is something to undo.
+    let result = record
+        .write(storage, &material.record_key(record.operation, Phase::Prepare))
+        .and_then(|()| prepare_and_commit(storage, &vmx, &mut record, &material, &jobs, watch));
+    match result {
+        Ok(()) => finish(storage, &vmx, &record, Ending::Done),
+        Err(Error::Stopped) => Err(Error::Stopped),
+        Err(error) => Err(undo_after(storage, &vmx, &record, error)),
+    }
+}
+
+/// Completes the operation on `vmx` that was interrupted.
+///
+/// # Errors
+/// [`Error::NothingPending`]; [`Error::RecordForged`] where the record was not made with the VM's keys; otherwise as for [`execute`],
+/// but nothing is undone.
+pub fn resume(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, Error> {
+    let _lock = lock(storage, vmx)?;
+    let Some(unverified) = Record::read(storage, vmx)? else {
+        return Err(Error::NothingPending { vmx: vmx.to_string() });
+    };
+    let material = Material::open(unverified.claims(), keys)?;
+    let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
+    let mut record = unverified.verify(&key)?;
+    if record.phase == Phase::Publish {
+        return finish(storage, vmx, &record, Ending::Completed);
+    }
+    check_still_allowed(storage, vmx, &record)?;
+    let jobs = stage::jobs(storage, &record)?;
+    stage::check_same(&jobs, &record)?;
+    prepare_and_commit(storage, vmx, &mut record, &material, &jobs, watch)?;
+    finish(storage, vmx, &record, Ending::Resumed)
+}
+
+/// Undoes the operation on `vmx` that was interrupted before its commit point. Needs no key: what it removes are
+/// unfinished successors only.
+///
+/// # Errors
+/// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed.
+pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Error> {
+    let _lock = lock(storage, vmx)?;
+    let Some(unverified) = Record::read(storage, vmx)? else {
+        return Err(Error::NothingPending { vmx: vmx.to_string() });
+    };
+    let record = unverified.claims();
+    if record.phase == Phase::Publish {
+        return Err(Error::Committed { vmx: vmx.to_string(), operation: record.operation });
+    }
+    undo(storage, vmx, record)?;
+    Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new() })
+}
+
+/// Keeps other operations on the VM away, in this process and others.
+pub(crate) fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
+    Ok(storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Exclusive)?)
+}
+
+/// The same for what may go on beside others of its kind, but not beside an operation.
+pub(crate) fn lock_shared(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
+    Ok(storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Shared)?)
+}
+
+/// Steps 2 to 4.
+fn prepare_and_commit(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    record: &mut Record,
+    material: &Material,
+    jobs: &[Job],
+    watch: &mut dyn Watch,
+) -> Result<(), Error> {
+    let key = material.record_key(record.operation, Phase::Prepare);
+    let total_bytes = jobs.iter().map(|job| job.len_bytes).sum();
+    let mut done_bytes: u64 = record.staged.iter().map(|staged| staged.done_bytes).sum();
+    for (index, job) in jobs.iter().enumerate() {
+        let staged = &record.staged[index];
+        if staged.complete && staged.source_version.is_some() && !stage::has_changed(storage, staged)? {
+            continue;
+        }
+        let file = job.target.to_string();
+        let mut report = |step: u64| {
+            done_bytes += step;
+            watch.progress(&Progress { file: file.clone(), done_bytes: done_bytes.min(total_bytes), total_bytes })
+        };
+        stage::write(storage, job, index, record, material, &key, &mut report)?;
+    }
+    for (index, staged) in record.staged.iter().enumerate() {
+        if stage::has_changed(storage, staged)? {
+            let path = jobs[index].target.to_string();
+            return Err(Error::ChangedMeanwhile { path, operation: record.operation });
+        }
+        storage.sync_folder(&jobs[index].target.folder())?;
+    }
+    for (new, old) in stage::patches(storage, record)?.iter().zip(&record.patches) {
+        if new != old {
+            return Err(Error::ChangedMeanwhile { path: old.target.clone(), operation: record.operation });
+        }
+    }
+    if record.operation != Operation::ShallowRecrypt {
+        check_power(storage, vmx, record.operation)?;
+    }
+    // The last point at which a request to stop is heard.
+    let last = Progress { file: vmx.to_string(), done_bytes: total_bytes, total_bytes };
+    if let ControlFlow::Break(()) = watch.progress(&last) {
+        return Err(Error::Stopped);
+    }
+    record.phase = Phase::Publish;
+    // commit point:
+    record.write(storage, &material.record_key(record.operation, Phase::Publish))
+}
+
+/// Steps 5 and 6.
+fn finish(storage: &dyn Storage, vmx: &StoragePath, record: &Record, ending: Ending) -> Result<Outcome, Error> {
+    let files = stage::publish(storage, record)
+        .and_then(|files| Record::remove(storage, vmx).map(|()| files))
+        .map_err(|source| Error::Incomplete { operation: record.operation, source: Box::new(source) })?;
+    Ok(Outcome { operation: record.operation, ending, files })
+}
+
+/// Undoes a failed operation, unless its commit point was passed.
+fn undo_after(storage: &dyn Storage, vmx: &StoragePath, record: &Record, error: Error) -> Error {
+    // What storage shows decides, not what this process believes: the replacement of the record may have happened before it failed.
+    match Record::read(storage, vmx) {
+        Ok(Some(found)) if found.claims().phase == Phase::Publish => {
+            Error::Incomplete { operation: record.operation, source: Box::new(error) }
+        }
+        Ok(_) => match undo(storage, vmx, record) {
+            Ok(()) => error,
+            Err(source) => Error::UndoFailed { cause: error.to_string(), source: Box::new(source) },
+        },
+        Err(source) => Error::UndoFailed { cause: error.to_string(), source: Box::new(source) },
+    }
+}
+
+/// Removes the unfinished successors, then the record.
+fn undo(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
+    for staged in &record.staged {
+        let path = staged_path(&StoragePath::new(&staged.target)?);
+        if storage.metadata(&path)?.is_some() {
+            storage.remove(&path)?;
+            storage.sync_folder(&path.folder())?;
+        }
+    }
+    Record::remove(storage, vmx)
+}
+
+fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -> Result<(), Error> {
+    let reason = match power_state(storage, vmx, &read_dictionary(storage, vmx)?)? {
+        PowerState::Off => return Ok(()),
+        PowerState::On { evidence } => Reason::PoweredOn { evidence },
+        PowerState::Suspended { evidence } => Reason::Suspended { evidence },
+    };
+    Err(Refusal { operation, vmx: vmx.to_string(), reasons: vec![reason] }.into())
+}
+
+/// The VM could be used while its operation lay interrupted: what was done then decides whether it can go on.
+fn check_still_allowed(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
+    for staged in &record.staged {
+        if stage::has_changed(storage, staged)? {
+            return Err(Error::ChangedSince { path: staged.target.clone(), operation: record.operation });
+        }
+    }
+    if record.operation == Operation::ShallowRecrypt {
+        return Ok(());
+    }
+    check_power(storage, vmx, record.operation)?;
+    match survey(storage, vmx)?.snapshots {
+        Snapshots::None => Ok(()),
+        Snapshots::OneBranch { count } | Snapshots::SeveralBranches { count, .. } => {
+            let reasons = vec![Reason::Snapshots { count }];
+            Err(Refusal { operation: record.operation, vmx: vmx.to_string(), reasons }.into())
+        }
+    }
+}
+
+/// Refuses before the first byte what would fail at the last.
+fn check_room(storage: &dyn Storage, planned: &Plan) -> Result<(), Error> {
+    /// For the record, descriptors, the VMX and what a file system needs besides.
+    const SMALL_FILES_BYTES: u64 = 1 << 20;
+    let Some(available_bytes) = storage.free_bytes()? else { return Ok(()) };
+    let needed_bytes = planned.convert_bytes().saturating_add(SMALL_FILES_BYTES);
+    if available_bytes < needed_bytes {
+        return Err(Error::NoRoom { operation: planned.operation(), needed_bytes, available_bytes });
+    }
+    Ok(())
+}

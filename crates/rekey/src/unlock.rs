@@ -1,0 +1,108 @@
+//! Opens an encrypted VM with the keys of its provider.
+
+use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption};
+use vmseal_formats::envelope;
+use vmseal_keys::KeySource;
+use vmseal_storage::{Access, Storage, StoragePath};
+use zeroize::Zeroizing;
+
+use crate::error::Error;
+use crate::execute::lock_shared;
+use crate::material::{open_bundle, open_dek};
+use crate::prepare::check_disks;
+use crate::record::{Phase, Record};
+use crate::secrets::VmSecrets;
+use crate::stage::file_context;
+use crate::survey::{BUNDLE_NAME, read_dictionary, text};
+
+/// A VM whose secrets are open.
+#[derive(Debug)]
+pub struct Unlocked {
+    vmx: StoragePath,
+    secrets: VmSecrets,
+}
+
+/// Opens the encrypted bundle of a VM.
+///
+/// # Errors
+/// [`Error::Pending`] where an operation has to end first; [`Error::NotEncrypted`] where there is nothing to open; [`Error::Disagreement`]; [`Error::WrongKey`]
+/// where no key opens it.
+pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Unlocked, Error> {
+    check_nothing_pending(storage, vmx)?;
+    let list = text(&read_dictionary(storage, vmx)?, vmx, BUNDLE_NAME)?
+        .ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
+    let secrets = open_bundle(&list, vmx.as_str(), keys)?;
+    check_disks(storage, vmx, &secrets)?;
+    Ok(Unlocked { vmx: vmx.clone(), secrets })
+}
+
+fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
+    let Some(record) = Record::read(storage, vmx)? else { return Ok(()) };
+    let claims = record.claims();
+    let committed = claims.phase == Phase::Publish;
+    Err(Error::Pending { vmx: vmx.to_string(), operation: claims.operation, committed })
+}
+
+impl Unlocked {
+    /// The secrets of the VM.
+    pub fn secrets(&self) -> &VmSecrets {
+        &self.secrets
+    }
+
+    /// Opens one of the VM's disks, by the path of its descriptor relative to the storage root. A disk in the clear is opened as it is.
+    ///
+    /// # Errors
+    /// [`Error::WrongDisk`] where the disk's keys are another disk's; [`Error::WrongKey`] where no key opens them.
+    pub fn open_disk<'s>(
+        &self,
+        storage: &'s dyn Storage,
+        path: &StoragePath,
+        access: Access,
+        keys: &mut dyn KeySource,
+    ) -> Result<Disk<'s>, Error> {
+        // Who writes keeps conversions away for as long as the disk is open.
+        let lock = match access {
+            Access::Read => None,
+            Access::ReadWrite => {
+                let lock = lock_shared(storage, &self.vmx)?;
+                check_nothing_pending(storage, &self.vmx)?;
+                Some(lock)
+            }
+        };
+        let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
+        let cipher = match Encryption::from_descriptor(&descriptor)? {
+            None => None,
+            Some(encryption) => {
+                if !self.secrets.has_disk(encryption.id()) {
+                    return Err(Error::WrongDisk { path: path.to_string() });
+                }
+                Some(DiskCipher::new(&open_dek(&encryption, path.as_str(), keys)?, encryption.unit())?)
+            }
+        };
+        let disk = Disk::open(storage, path, cipher, access)?;
+        Ok(match lock {
+            Some(lock) => disk.holding(lock),
+            None => disk,
+        })
+    }
+
+    /// The content of a VM file (NVRAM), taken out of its envelope.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where the file is damaged or not this VM's.
+    pub fn read_file(&self, storage: &dyn Storage, path: &StoragePath) -> Result<Zeroizing<Vec<u8>>, Error> {
+        /// NVRAM is some hundred KiB.
+        const LEN_MAX: u64 = 64 << 20;
+        let bytes = storage.read(path, LEN_MAX)?;
+        match self.secrets.file_key(path.as_str()) {
+            None => Ok(Zeroizing::new(bytes)),
+            Some(key) => envelope::open(key, &file_context(&self.secrets), &bytes)
+                .map_err(|source| Error::Format { path: path.to_string(), source }),
+        }
+    }
+
+    /// The VMX of the VM.
+    pub fn vmx(&self) -> &StoragePath {
+        &self.vmx
+    }
+}

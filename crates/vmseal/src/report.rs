@@ -1,0 +1,247 @@
+//! What `inspect` tells of a VM: for people by `Display`, for programs by serde.
+
+use core::fmt;
+
+use serde::Serialize;
+use vmseal_keys::KeyId;
+use vmseal_rekey::{Encryption, Inventory, PowerState, Snapshots, VmDisk, VmFile};
+
+/// The state of a VM's encryption. The fields' names are those of the JSON document.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// The VMX, relative to the storage root.
+    pub vmx: String,
+    /// The VM itself: its secrets and its files.
+    #[serde(flatten)]
+    pub state: State,
+    /// `off`, `on` or `suspended`.
+    pub power: &'static str,
+    /// What shows the power state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_evidence: Option<String>,
+    /// How many snapshots there are.
+    pub snapshot_count: usize,
+    /// The VM's disks.
+    pub disks: Vec<DiskReport>,
+    /// The VM files with guest data.
+    pub files: Vec<FileReport>,
+    /// The operation that was interrupted.
+    pub pending: Option<PendingReport>,
+}
+
+/// Whether something is encrypted, and what opens it.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct State {
+    /// `none`, `vmseal` or `foreign`.
+    pub encryption: &'static str,
+    /// The KEKs that open it.
+    pub key_ids: Vec<KeyIdReport>,
+    /// Whether a recovery password opens it too.
+    pub recovery_password: bool,
+    /// What foreign encryption it is, and what can be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// The ID of a KEK.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct KeyIdReport {
+    /// The key provider.
+    pub provider: String,
+    /// The key at that provider.
+    pub key: String,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DiskReport {
+    /// The descriptor, relative to the storage root.
+    pub path: String,
+    /// Controller and slot.
+    pub node: String,
+    /// The type, as the descriptor writes it.
+    pub create_type: String,
+    /// The size that the guest sees.
+    pub capacity_bytes: u64,
+    /// What its files take on storage, without holes.
+    pub stored_bytes: u64,
+    /// Whether it is encrypted.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// A VM file.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FileReport {
+    /// The file, relative to the storage root.
+    pub path: String,
+    /// Its length as it lies.
+    pub len_bytes: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+}
+
+/// An operation that was interrupted.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct PendingReport {
+    /// The operation.
+    pub operation: String,
+    /// Whether it can only be completed, not undone.
+    pub committed: bool,
+    /// The KEKs that completing it needs.
+    pub key_ids: Vec<KeyIdReport>,
+}
+
+impl Report {
+    pub(crate) fn new(inventory: &Inventory) -> Self {
+        let (power, power_evidence) = match &inventory.power {
+            PowerState::Off => ("off", None),
+            PowerState::On { evidence } => ("on", Some(evidence.clone())),
+            PowerState::Suspended { evidence } => ("suspended", Some(evidence.clone())),
+        };
+        let snapshot_count = match inventory.snapshots {
+            Snapshots::None => 0,
+            Snapshots::OneBranch { count } | Snapshots::SeveralBranches { count, .. } => count,
+        };
+        Self {
+            vmx: inventory.vmx.clone(),
+            state: State::new(&inventory.encryption),
+            power,
+            power_evidence,
+            snapshot_count,
+            disks: inventory.disks.iter().map(DiskReport::new).collect(),
+            files: inventory.files.iter().map(FileReport::new).collect(),
+            pending: inventory.pending.as_ref().map(|pending| PendingReport {
+                operation: pending.operation.to_string(),
+                committed: pending.committed,
+                key_ids: pending.key_ids.iter().map(KeyIdReport::new).collect(),
+            }),
+        }
+    }
+}
+
+impl State {
+    fn new(encryption: &Encryption) -> Self {
+        match encryption {
+            Encryption::None => Self { encryption: "none", key_ids: Vec::new(), recovery_password: false, note: None },
+            Encryption::Vmseal { key_ids, recovery } => Self {
+                encryption: "vmseal",
+                key_ids: key_ids.iter().map(KeyIdReport::new).collect(),
+                recovery_password: *recovery,
+                note: None,
+            },
+            Encryption::Foreign { what } => {
+                Self { encryption: "foreign", key_ids: Vec::new(), recovery_password: false, note: Some(what.clone()) }
+            }
+        }
+    }
+}
+
+impl KeyIdReport {
+    fn new(id: &KeyId) -> Self {
+        Self { provider: id.provider().to_string(), key: id.key().to_owned() }
+    }
+}
+
+impl DiskReport {
+    fn new(disk: &VmDisk) -> Self {
+        Self {
+            path: disk.path.clone(),
+            node: disk.node.clone(),
+            create_type: disk.create_type.clone(),
+            capacity_bytes: disk.capacity_bytes,
+            stored_bytes: disk.stored_bytes,
+            state: State::new(&disk.encryption),
+        }
+    }
+}
+
+impl FileReport {
+    fn new(file: &VmFile) -> Self {
+        Self { path: file.path.clone(), len_bytes: file.len_bytes, encrypted: file.sealed }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.vmx)?;
+        writeln!(f, "  VM          {}", self.state)?;
+        match &self.power_evidence {
+            Some(evidence) => writeln!(f, "  power       {} ({evidence} is there)", self.power)?,
+            None => writeln!(f, "  power       {}", self.power)?,
+        }
+        writeln!(f, "  snapshots   {}", self.snapshot_count)?;
+        for disk in &self.disks {
+            writeln!(
+                f,
+                "  disk        {}  {}  {}, {} stored, at {}\n              {}",
+                disk.path,
+                disk.create_type,
+                Size(disk.capacity_bytes),
+                Size(disk.stored_bytes),
+                disk.node,
+                disk.state
+            )?;
+        }
+        for file in &self.files {
+            let state = if file.encrypted { "encrypted (AES-256-GCM envelope)" } else { "not encrypted" };
+            writeln!(f, "  file        {}  {}\n              {state}", file.path, Size(file.len_bytes))?;
+        }
+        if let Some(pending) = &self.pending {
+            let way_out = if pending.committed {
+                "complete it with `resume`"
+            } else {
+                "`resume` completes it, `resume --rollback` undoes it"
+            };
+            writeln!(f, "  PENDING     an interrupted {}: {way_out}", pending.operation)?;
+            for id in &pending.key_ids {
+                writeln!(f, "              needs key {}/{}", id.provider, id.key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.encryption {
+            "none" => f.write_str("not encrypted"),
+            "vmseal" => {
+                f.write_str("encrypted")?;
+                for (index, id) in self.key_ids.iter().enumerate() {
+                    write!(f, "{} {}/{}", if index == 0 { " under key" } else { " or" }, id.provider, id.key)?;
+                }
+                if self.recovery_password {
+                    f.write_str(" or a recovery password")?;
+                }
+                Ok(())
+            }
+            _ => f.write_str(self.note.as_deref().unwrap_or("encrypted by something else")),
+        }
+    }
+}
+
+/// A size in the unit that people read.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} bytes", self.0);
+        }
+        let mut size = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while size >= 1024.0 && unit + 1 < UNITS.len() {
+            size /= 1024.0;
+            unit += 1;
+        }
+        write!(f, "{size:.1} {}", UNITS[unit])
+    }
+}
