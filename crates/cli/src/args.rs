@@ -52,6 +52,24 @@ pub(crate) enum Command {
     Tour(TourArgs),
 }
 
+impl Command {
+    /// Whether a JSON document is wanted.
+    pub(crate) fn is_json(&self) -> bool {
+        match self {
+            Self::Provider(
+                ProviderCommand::Create(CreateProvider::Native { json, .. }) | ProviderCommand::List { json },
+            ) => json.json,
+            Self::Inspect(args) => args.json.json,
+            Self::Encrypt(args) => args.run.json.json,
+            Self::Decrypt(args) => args.run.json.json,
+            Self::Recrypt(args) => args.run.json.json,
+            Self::Resume(args) => args.json.json,
+            Self::Verify(args) => args.json.json,
+            Self::Tour(_) => false,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ProviderCommand {
     /// Make a provider
@@ -73,6 +91,8 @@ pub(crate) enum CreateProvider {
         /// Protect the primary key with the password in this file (`-` is standard input)
         #[arg(long, value_name = "F")]
         password_file: Option<PathBuf>,
+        #[command(flatten)]
+        json: Json,
     },
 }
 

@@ -21,7 +21,9 @@ pub(crate) fn open(cli: &Cli) -> Result<LocalDir, Failure> {
 /// `$XDG_DATA_HOME/vmseal`, else `~/.local/share/vmseal` (XDG Base Directory Specification, 0.8).
 fn default_path() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share"))).map(|data| data.join("vmseal"))
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("vmseal"))
 }
 
 /// A core dump of this process would hold keys: none is written, and no other process of the user may look in.

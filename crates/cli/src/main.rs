@@ -5,13 +5,18 @@
 mod args;
 mod home;
 mod inspect;
+mod keys;
 mod operate;
 mod output;
 mod password;
+mod plan_report;
 mod progress;
 mod provider;
 mod status;
 mod tour;
+mod tour_check;
+mod tour_vm;
+mod vm_path;
 
 use std::process::ExitCode;
 
@@ -23,10 +28,10 @@ use output::Output;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     home::keep_secrets_out_of_core_dumps();
-    let mut output = Output::new(cli.quiet);
+    let mut output = Output::new(cli.quiet, cli.command.is_json());
     let result = match &cli.command {
         Command::Provider(ProviderCommand::Create(create)) => provider::create(&cli, create, &mut output),
-        Command::Provider(ProviderCommand::List { json }) => provider::list(&cli, *json, &mut output),
+        Command::Provider(ProviderCommand::List { .. }) => provider::list(&cli, &mut output),
         Command::Inspect(args) => inspect::run(args, &mut output),
         Command::Encrypt(args) => operate::encrypt(&cli, args, &mut output),
         Command::Decrypt(args) => operate::decrypt(&cli, args, &mut output),

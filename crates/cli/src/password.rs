@@ -13,14 +13,19 @@ const LEN_MAX: u64 = 64 << 10;
 /// Reads a password from `file` (`-` is standard input), once. A trailing newline is not part of it.
 pub(crate) fn from_file(file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mut password = Zeroizing::new(Vec::with_capacity(LEN_MAX as usize + 1));
-    let failed = |error: std::io::Error| Failure::new(Status::Key, format!("{}: the password cannot be read: {error}", file.display()));
+    let failed = |error: std::io::Error| {
+        Failure::new(Status::Key, format!("{}: the password cannot be read: {error}", file.display()))
+    };
     if file.as_os_str() == "-" {
         std::io::stdin().lock().take(LEN_MAX + 1).read_to_end(&mut password).map_err(failed)?;
     } else {
         std::fs::File::open(file).map_err(failed)?.take(LEN_MAX + 1).read_to_end(&mut password).map_err(failed)?;
     }
     if password.len() as u64 > LEN_MAX {
-        return Err(Failure::new(Status::Key, format!("{}: the password is longer than {LEN_MAX} bytes", file.display())));
+        return Err(Failure::new(
+            Status::Key,
+            format!("{}: the password is longer than {LEN_MAX} bytes", file.display()),
+        ));
     }
     if password.last() == Some(&b'\n') {
         password.pop();
@@ -37,7 +42,10 @@ pub(crate) fn from_file(file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
 /// Asks the terminal for `what`. Without a terminal the option that names a file is asked for.
 pub(crate) fn ask(what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(Status::Key, format!("{what} is needed and there is no terminal to ask; give it with {option} FILE")));
+        return Err(Failure::new(
+            Status::Key,
+            format!("{what} is needed and there is no terminal to ask; give it with {option} FILE"),
+        ));
     }
     let text = rpassword::prompt_password(format!("{what}: "))
         .map_err(|error| Failure::new(Status::Key, format!("{what} could not be read from the terminal: {error}")))?;

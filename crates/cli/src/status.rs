@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
-use vmseal::{Error, KeySourceError};
+use vmseal::{Error, ErrorKind, KeySourceError, ProviderError, StorageError};
 
 /// Exit statuses; 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +29,22 @@ impl From<Status> for ExitCode {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) status: Status,
-    message: String,
+    pub(crate) message: String,
+    /// Each rule that forbids it, where one does.
+    pub(crate) reasons: Vec<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// Whether standard output has its one document already.
+    pub(crate) is_reported: bool,
 }
 
 impl Failure {
     pub(crate) fn new(status: Status, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), source: None }
+        Self { status, message: message.into(), reasons: Vec::new(), source: None, is_reported: false }
+    }
+
+    /// A failure whose details were printed with the result, which stands for it on standard output.
+    pub(crate) fn reported(status: Status, message: impl Into<String>) -> Self {
+        Self { is_reported: true, ..Self::new(status, message) }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -57,11 +66,22 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let status = of_error(&error);
+        let status = match error.kind() {
+            ErrorKind::Damaged => Status::Damaged,
+            ErrorKind::Key => Status::Key,
+            ErrorKind::NotPermitted => Status::NotPermitted,
+            ErrorKind::Refused => Status::Refused,
+            ErrorKind::Resumable => Status::Resumable,
+            _ => Status::Failed,
+        };
+        let reasons = match &error {
+            Error::Refused(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        };
         let message = error.to_string();
         // A transparent error prints as its source: the chain goes on below it.
         let source = error.source().map(|source| source.to_string()).filter(|source| *source != message);
-        Self { status, message, source: source.map(Into::into) }
+        Self { status, message, reasons, source: source.map(Into::into), is_reported: false }
     }
 }
 
@@ -71,42 +91,35 @@ impl From<KeySourceError> for Failure {
     }
 }
 
-impl From<vmseal::storage::Error> for Failure {
-    fn from(error: vmseal::storage::Error) -> Self {
+impl From<ProviderError> for Failure {
+    fn from(error: ProviderError) -> Self {
+        let status = match &error {
+            ProviderError::Exists(_) => Status::Refused,
+            ProviderError::NativeName(_) => Status::Usage,
+            ProviderError::FileDamaged { .. } | ProviderError::PasswordCost { .. } => Status::Damaged,
+            ProviderError::PasswordEmpty
+            | ProviderError::PasswordNeeded(_)
+            | ProviderError::Unknown(_)
+            | ProviderError::WrongPassword(_) => Status::Key,
+            _ => Status::Failed,
+        };
+        match error {
+            ProviderError::Storage(error) => error.into(),
+            error => Self::new(status, error.to_string()),
+        }
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
         Error::from(error).into()
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        let status = if error.kind() == std::io::ErrorKind::PermissionDenied { Status::NotPermitted } else { Status::Failed };
+        let status =
+            if error.kind() == std::io::ErrorKind::PermissionDenied { Status::NotPermitted } else { Status::Failed };
         Self::new(status, error.to_string())
-    }
-}
-
-fn of_error(error: &Error) -> Status {
-    match error {
-        Error::Refused(_) => Status::Refused,
-        error if error.is_resumable() => Status::Resumable,
-        Error::KeySource(_) | Error::RecoveryPhraseNeeded | Error::WrongKey { .. } => Status::Key,
-        Error::BundleContent { .. }
-        | Error::DescriptorRoom { .. }
-        | Error::Format { .. }
-        | Error::RecordDamaged { .. }
-        | Error::RecordForged { .. }
-        | Error::Vm { .. }
-        | Error::WrongDisk { .. } => Status::Damaged,
-        Error::Storage(error) => of_storage(error),
-        Error::Disk(vmseal::disk::Error::Storage(error)) => of_storage(error),
-        Error::Disk(_) => Status::Damaged,
-        _ => Status::Failed,
-    }
-}
-
-fn of_storage(error: &vmseal::storage::Error) -> Status {
-    match error {
-        vmseal::storage::Error::Locked { .. } => Status::Refused,
-        vmseal::storage::Error::PermissionDenied { .. } => Status::NotPermitted,
-        _ => Status::Failed,
     }
 }

@@ -209,10 +209,66 @@ pub enum Error {
     },
 }
 
+/// What an error means to whoever asked for the operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file is damaged, cut off, missing, or of a kind that is not known.
+    Damaged,
+    /// Something else failed: storage, the system, another program.
+    Failed,
+    /// A key or password is missing or wrong.
+    Key,
+    /// The system does not allow it.
+    NotPermitted,
+    /// A rule forbids it, or another process is at work.
+    Refused,
+    /// An operation is interrupted, and [`resume`](crate::resume) completes it.
+    Resumable,
+}
+
 impl Error {
-    /// Whether the operation can be completed by [`resume`](crate::resume).
-    pub fn is_resumable(&self) -> bool {
-        matches!(self, Self::Incomplete { .. } | Self::Pending { .. } | Self::Stopped | Self::UndoFailed { .. })
+    /// What the error means to whoever asked for the operation.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Incomplete { .. } | Self::Pending { .. } | Self::Stopped | Self::UndoFailed { .. } => {
+                ErrorKind::Resumable
+            }
+            Self::Refused(_) | Self::NothingPending { .. } | Self::Committed { .. } | Self::NotEncrypted { .. } => {
+                ErrorKind::Refused
+            }
+            Self::KeySource(_) | Self::RecoveryPhraseNeeded | Self::WrongKey { .. } => ErrorKind::Key,
+            Self::BundleContent { .. }
+            | Self::DescriptorRoom { .. }
+            | Self::Disagreement { .. }
+            | Self::Format { .. }
+            | Self::RecordDamaged { .. }
+            | Self::RecordForged { .. }
+            | Self::StagedInTheWay { .. }
+            | Self::Vm { .. }
+            | Self::WrongDisk { .. } => ErrorKind::Damaged,
+            Self::Storage(error) => kind_of_storage(error),
+            // A file of a disk that is not there makes the disk damaged.
+            Self::Disk(vmseal_disk::Error::Storage(vmseal_storage::Error::NotFound { .. })) => ErrorKind::Damaged,
+            Self::Disk(vmseal_disk::Error::Storage(error)) => kind_of_storage(error),
+            Self::Disk(vmseal_disk::Error::UnitDoesNotFit { .. }) => ErrorKind::Refused,
+            Self::Disk(_) => ErrorKind::Damaged,
+            Self::Changed { .. }
+            | Self::ChangedMeanwhile { .. }
+            | Self::ChangedSince { .. }
+            | Self::Key(_)
+            | Self::NoRoom { .. }
+            | Self::Random => ErrorKind::Failed,
+        }
+    }
+}
+
+fn kind_of_storage(error: &vmseal_storage::Error) -> ErrorKind {
+    match error {
+        vmseal_storage::Error::Locked { .. } => ErrorKind::Refused,
+        vmseal_storage::Error::PermissionDenied { .. } => ErrorKind::NotPermitted,
+        vmseal_storage::Error::TooLong { .. } | vmseal_storage::Error::UnexpectedEnd { .. } => ErrorKind::Damaged,
+        _ => ErrorKind::Failed,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the planner knows of a virtual machine: plain values, read once by [`survey`](crate::survey).
 
+use vmseal_disk::UnitSize;
 use vmseal_keys::KeyId;
 
 /// A virtual machine as it lies on storage, without any key.
@@ -121,6 +122,8 @@ pub struct VmDisk {
     pub create_type: String,
     /// Whether it is encrypted.
     pub encryption: Encryption,
+    /// The data unit of its encryption by vmseal.
+    pub unit: Option<UnitSize>,
     /// The disks below a snapshot link, nearest first; empty where the disk is whole.
     pub links: Vec<Link>,
     /// Another VM in the same folder that uses this disk.

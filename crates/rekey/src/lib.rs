@@ -31,13 +31,13 @@ mod survey;
 mod unlock;
 mod verify;
 
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, resume, rollback};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
 pub use progress::{Progress, Unwatched, Watch};
 pub use refusal::{Reason, Refusal};
 pub use secrets::VmSecrets;
-pub use survey::survey;
-pub use unlock::{Unlocked, unlock};
+pub use survey::{survey, survey_disk};
+pub use unlock::{Unlocked, open_plain_disk, unlock};
 pub use verify::{Verified, verify};

@@ -44,7 +44,7 @@ pub fn survey(storage: &dyn Storage, vmx: &StoragePath) -> Result<Inventory, Err
                 what: format!("{name} is attached twice; remove one of the two entries"),
             });
         }
-        let (disk, outside) = disk(storage, vmx, node, &path)?;
+        let (disk, outside) = disk(storage, &vmx.folder(), node, &path)?;
         linked_to = linked_to.or(outside);
         disks.push(disk);
     }
@@ -60,6 +60,14 @@ pub fn survey(storage: &dyn Storage, vmx: &StoragePath) -> Result<Inventory, Err
         disks,
         pending,
     })
+}
+
+/// Reads the disk whose descriptor is `path`, whatever VM it belongs to.
+///
+/// # Errors
+/// As [`survey`].
+pub fn survey_disk(storage: &dyn Storage, path: &StoragePath) -> Result<VmDisk, Error> {
+    Ok(disk(storage, &path.folder(), String::new(), path)?.0)
 }
 
 /// Reads and splits a dictionary file.
@@ -136,12 +144,12 @@ fn is_disk_node(node: &str) -> bool {
 /// Reads one disk; also its parent outside the VM's folder, where it has one.
 fn disk(
     storage: &dyn Storage,
-    vmx: &StoragePath,
+    folder: &StoragePath,
     node: String,
     path: &StoragePath,
 ) -> Result<(VmDisk, Option<String>), Error> {
     let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
-    let chain = chain::follow(storage, &vmx.folder(), path, &descriptor)?;
+    let chain = chain::follow(storage, folder, path, &descriptor)?;
     let mut disk = VmDisk {
         path: path.to_string(),
         node,
@@ -150,6 +158,7 @@ fn disk(
         extents: Vec::new(),
         create_type: descriptor.create_type().to_owned(),
         encryption: disk_encryption(&descriptor, path)?,
+        unit: vmseal_disk::Encryption::from_descriptor(&descriptor).ok().flatten().map(|encryption| encryption.unit()),
         links: chain.links,
         shared_with: None,
         unsupported: None,

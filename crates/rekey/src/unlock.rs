@@ -36,6 +36,25 @@ pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
     Ok(Unlocked { vmx: vmx.clone(), secrets })
 }
 
+/// Opens a disk of the VM that is in the clear, by the path of its descriptor relative to the storage root.
+///
+/// # Errors
+/// [`Error::Pending`] where an operation has to end first; [`Error::Disk`] where the disk is encrypted.
+pub fn open_plain_disk<'s>(
+    storage: &'s dyn Storage,
+    vmx: &StoragePath,
+    path: &StoragePath,
+    access: Access,
+) -> Result<Disk<'s>, Error> {
+    let lock = (access == Access::ReadWrite).then(|| lock_shared(storage, vmx)).transpose()?;
+    check_nothing_pending(storage, vmx)?;
+    let disk = Disk::open(storage, path, None, access)?;
+    Ok(match lock {
+        Some(lock) => disk.holding(lock),
+        None => disk,
+    })
+}
+
 fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
     let Some(record) = Record::read(storage, vmx)? else { return Ok(()) };
     let claims = record.claims();

@@ -138,6 +138,9 @@ impl Storage for LocalDir {
     }
 
     fn create(&self, path: &StoragePath, like: Option<&StoragePath>) -> Result<Box<dyn File>, Error> {
+        // What is made to take the place of another file cannot take that of a link.
+        like.map_or(Ok(()), |like| self.refuse_link(like))?;
+        let model = like.map(|like| self.stat(like)).transpose()?.flatten();
         let fd = self
             .open_beneath(
                 path,
@@ -145,7 +148,7 @@ impl Storage for LocalDir {
                 Mode::from_raw_mode(0o600),
             )
             .map_err(|errno| failed(path, "creating it", errno))?;
-        if let Some(model) = like.map(|like| self.stat(like)).transpose()?.flatten()
+        if let Some(model) = model
             && let Err(errno) = copy_owner(&fd, &model)
         {
             // Without its owner and permissions the file would not be what was asked for.

@@ -56,11 +56,11 @@ pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, Sta
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
 pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
-pub use vmseal_providers::{LocalProviders, ProviderInfo};
+pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
-    Disks, Ending, Error, KekChange, Operation, Outcome, Plan, Progress, Reason, Refusal, Request, Step, Unwatched,
-    Verified, Watch,
+    Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Plan, Progress, Reason, Refusal,
+    Request, Step, Unwatched, Verified, Watch,
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
-pub use vmseal_storage::{Memory, Storage, StoragePath};
+pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};

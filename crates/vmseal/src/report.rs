@@ -3,8 +3,10 @@
 use core::fmt;
 
 use serde::Serialize;
+use vmseal_disk::UnitSize;
 use vmseal_keys::KeyId;
-use vmseal_rekey::{Encryption, Inventory, PowerState, Snapshots, VmDisk, VmFile};
+use vmseal_rekey::{Encryption, Error, Inventory, PowerState, Snapshots, VmDisk, VmFile, survey_disk};
+use vmseal_storage::{Storage, StoragePath};
 
 /// The state of a VM's encryption. The fields' names are those of the JSON document.
 #[derive(Clone, Debug, Serialize)]
@@ -69,9 +71,18 @@ pub struct DiskReport {
     pub capacity_bytes: u64,
     /// What its files take on storage, without holes.
     pub stored_bytes: u64,
+    /// The disks that it depends on as a snapshot link, nearest first.
+    pub parents: Vec<String>,
     /// Whether it is encrypted.
     #[serde(flatten)]
     pub state: State,
+    /// The cipher of vmseal's encryption.
+    pub cipher: Option<&'static str>,
+    /// The data unit of vmseal's encryption.
+    pub data_unit_bytes: Option<u32>,
+    /// Why its data cannot be read or written by this version, where it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
 }
 
 /// A VM file.
@@ -96,6 +107,16 @@ pub struct PendingReport {
     pub committed: bool,
     /// The KEKs that completing it needs.
     pub key_ids: Vec<KeyIdReport>,
+}
+
+impl DiskReport {
+    /// What can be told of a single disk, by the path of its descriptor; needs no key.
+    ///
+    /// # Errors
+    /// Where a file of it is missing or damaged.
+    pub fn read(storage: &dyn Storage, path: &str) -> Result<Self, Error> {
+        Ok(Self::new(&survey_disk(storage, &StoragePath::new(path)?)?))
+    }
 }
 
 impl Report {
@@ -157,7 +178,11 @@ impl DiskReport {
             create_type: disk.create_type.clone(),
             capacity_bytes: disk.capacity_bytes,
             stored_bytes: disk.stored_bytes,
+            parents: disk.links.iter().map(|link| link.path.clone()).collect(),
             state: State::new(&disk.encryption),
+            cipher: disk.unit.map(|_| "XTS-AES-256"),
+            data_unit_bytes: disk.unit.map(UnitSize::bytes),
+            unsupported: disk.unsupported.clone(),
         }
     }
 }
@@ -178,16 +203,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "  snapshots   {}", self.snapshot_count)?;
         for disk in &self.disks {
-            writeln!(
-                f,
-                "  disk        {}  {}  {}, {} stored, at {}\n              {}",
-                disk.path,
-                disk.create_type,
-                Size(disk.capacity_bytes),
-                Size(disk.stored_bytes),
-                disk.node,
-                disk.state
-            )?;
+            writeln!(f, "  disk        {disk}")?;
         }
         for file in &self.files {
             let state = if file.encrypted { "encrypted (AES-256-GCM envelope)" } else { "not encrypted" };
@@ -203,6 +219,27 @@ impl fmt::Display for Report {
             for id in &pending.key_ids {
                 writeln!(f, "              needs key {}/{}", id.provider, id.key)?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for DiskReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (capacity, stored) = (Size(self.capacity_bytes), Size(self.stored_bytes));
+        write!(f, "{}  {}  {capacity}, {stored} stored", self.path, self.create_type)?;
+        if !self.node.is_empty() {
+            write!(f, ", at {}", self.node)?;
+        }
+        write!(f, "\n              {}", self.state)?;
+        if let (Some(cipher), Some(unit)) = (self.cipher, self.data_unit_bytes) {
+            write!(f, "\n              {cipher}, data units of {unit} bytes")?;
+        }
+        for parent in &self.parents {
+            write!(f, "\n              a snapshot link on {parent}")?;
+        }
+        if let Some(what) = &self.unsupported {
+            write!(f, "\n              {what}")?;
         }
         Ok(())
     }

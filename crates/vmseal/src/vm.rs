@@ -28,6 +28,15 @@ impl<'s> Vm<'s> {
         Ok(vm)
     }
 
+    /// The VM whose VMX is `vmx`, unread: what [`resume`](Self::resume) and [`rollback`](Self::rollback) need also where an interrupted
+    /// operation left files that do not make a whole VM.
+    ///
+    /// # Errors
+    /// Where `vmx` is no path on the storage.
+    pub fn at(storage: &'s dyn Storage, vmx: &str) -> Result<Self, Error> {
+        Ok(Self { storage, vmx: StoragePath::new(vmx)? })
+    }
+
     /// What is encrypted, how, and under which key IDs.
     ///
     /// # Errors
@@ -84,6 +93,14 @@ impl<'s> Vm<'s> {
     pub fn unlock<'v>(&'v self, keys: &'v mut dyn KeySource) -> Result<UnlockedVm<'v>, Error> {
         let unlocked = vmseal_rekey::unlock(self.storage, &self.vmx, keys)?;
         Ok(UnlockedVm { storage: self.storage, unlocked, keys })
+    }
+
+    /// Opens a disk that is in the clear for reading, by its descriptor's path relative to the storage root.
+    ///
+    /// # Errors
+    /// Where the disk is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
+    pub fn open_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
+        vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
     }
 
     /// The VM as the planner sees it.

@@ -1,0 +1,159 @@
+//! `vmseal encrypt`, `decrypt`, `recrypt`, `resume` and `verify`.
+
+use serde::Serialize;
+use vmseal::{Disks, Ending, LocalDir, Operation, Outcome, ProviderName, Request, UnitSize, Verified, Vm};
+
+use crate::args::{Cli, DataUnit, DecryptArgs, EncryptArgs, RecryptArgs, ResumeArgs, RunArgs, Strategy, VerifyArgs};
+use crate::home;
+use crate::keys;
+use crate::output::Output;
+use crate::plan_report::PlanReport;
+use crate::progress::{Bar, catch_interrupts};
+use crate::status::Failure;
+use crate::vm_path::VmPath;
+
+#[derive(Serialize)]
+struct OutcomeReport {
+    operation: String,
+    ending: &'static str,
+    files: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct VerifyReport {
+    encrypted_disks: Vec<String>,
+    plain_disks: Vec<String>,
+    sealed_files: Vec<String>,
+}
+
+pub(crate) fn encrypt(cli: &Cli, args: &EncryptArgs, output: &mut Output) -> Result<(), Failure> {
+    if args.strategy == Strategy::InPlace {
+        return Err(Failure::usage("the strategy in-place is not in this version; leave the option out, or say copy"));
+    }
+    let provider = provider_name(&args.provider)?;
+    let disks = match args.disks.as_str() {
+        "all" => Disks::All,
+        "none" => Disks::None,
+        names => {
+            Disks::Only(names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+        }
+    };
+    let unit = match args.data_unit {
+        DataUnit::B512 => UnitSize::B512,
+        DataUnit::B4096 => UnitSize::B4096,
+    };
+    let request = Request::encrypt(&provider).disks(disks).unit_size(unit);
+    run(cli, &args.vmx, &request, Some(&provider), &args.run, output)
+}
+
+pub(crate) fn decrypt(cli: &Cli, args: &DecryptArgs, output: &mut Output) -> Result<(), Failure> {
+    run(cli, &args.vmx, &Request::decrypt(), None, &args.run, output)
+}
+
+pub(crate) fn recrypt(cli: &Cli, args: &RecryptArgs, output: &mut Output) -> Result<(), Failure> {
+    let provider = args.provider.as_deref().map(provider_name).transpose()?;
+    let mut request = if args.deep { Request::deep_recrypt() } else { Request::shallow_recrypt() };
+    if let Some(provider) = &provider {
+        request = request.provider(provider);
+    }
+    if args.drop_recovery {
+        request = request.drop_recovery();
+    }
+    run(cli, &args.vmx, &request, provider.as_ref(), &args.run, output)
+}
+
+pub(crate) fn resume(cli: &Cli, args: &ResumeArgs, output: &mut Output) -> Result<(), Failure> {
+    let path = VmPath::new(&args.vmx)?;
+    let storage = LocalDir::open(&path.folder)?;
+    // A VM in the middle of its publication may not open as a whole: only the record is needed here.
+    let vm = Vm::at(&storage, &path.name)?;
+    if args.rollback {
+        return report(&vm.rollback()?, output);
+    }
+    let home = home::open(cli)?;
+    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, None)?;
+    catch_interrupts()?;
+    let outcome = vm.resume(&mut keys, Bar::new(output))?;
+    report(&outcome, output)
+}
+
+pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Result<(), Failure> {
+    let path = VmPath::new(&args.vmx)?;
+    let storage = LocalDir::open(&path.folder)?;
+    let vm = Vm::open(&storage, &path.name)?;
+    let home = home::open(cli)?;
+    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, None)?;
+    let Verified { encrypted_disks, plain_disks, sealed_files, .. } = vm.verify(&mut keys)?;
+    let mut text = String::new();
+    for (files, state) in [
+        (&encrypted_disks, "its key unwraps, and its extents are whole"),
+        (&sealed_files, "its envelope opens"),
+        (&plain_disks, "not encrypted; its extents are whole"),
+    ] {
+        for file in files {
+            text.push_str(&format!("{file}: {state}\n"));
+        }
+    }
+    text.push_str("Verified: every key unwraps, every disk is whole, nothing is pending.");
+    output.result(&VerifyReport { encrypted_disks, plain_disks, sealed_files }, &text)
+}
+
+/// Plans `request`, and does it unless only the plan is wanted.
+fn run(
+    cli: &Cli,
+    vmx: &std::path::Path,
+    request: &Request,
+    provider: Option<&ProviderName>,
+    args: &RunArgs,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let path = VmPath::new(vmx)?;
+    let storage = LocalDir::open(&path.folder)?;
+    let vm = Vm::open(&storage, &path.name)?;
+    let plan = vm.plan(request)?;
+    if args.dry_run {
+        let report = PlanReport::new(&plan);
+        return output.result(&report, &report.to_string());
+    }
+    let home = home::open(cli)?;
+    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, provider)?;
+    catch_interrupts()?;
+    let outcome = vm.execute(plan, &mut keys, Bar::new(output))?;
+    report(&outcome, output)
+}
+
+fn provider_name(text: &str) -> Result<ProviderName, Failure> {
+    ProviderName::new(text).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
+    let (ending, text) = match outcome.ending {
+        Ending::Done => ("done", format!("{} done.", outcome.operation)),
+        Ending::Resumed => {
+            ("resumed", format!("The interrupted {} went on where it stopped, and is done.", outcome.operation))
+        }
+        Ending::Completed => {
+            ("completed", format!("The interrupted {} was already committed; it is complete now.", outcome.operation))
+        }
+        Ending::RolledBack => {
+            ("rolled-back", format!("The interrupted {} is undone; the VM is as it was before.", outcome.operation))
+        }
+        _ => ("done", format!("{} ended.", outcome.operation)),
+    };
+    let mut lines = vec![text];
+    lines.extend(outcome.files.iter().map(|file| format!("  {file} was replaced")));
+    let report = OutcomeReport { operation: outcome.operation.to_string(), ending, files: outcome.files.clone() };
+    output.result(&report, &lines.join("\n"))?;
+    if outcome.ending != Ending::RolledBack {
+        match outcome.operation {
+            Operation::ShallowRecrypt => output.note(
+                "Older copies of the descriptors and the VMX, in backups for example, still open with the old KEK, and with them the data; only a deep recrypt changes the data's keys.",
+            ),
+            Operation::Encrypt => output.note(
+                "The plain files are gone from the folder; the storage below may hold their bytes until it writes over them.",
+            ),
+            Operation::Decrypt | Operation::DeepRecrypt => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Progress on a terminal, and the wish to stop.
+
+use core::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vmseal::{Progress, Watch};
+
+use crate::output::Output;
+use crate::status::{Failure, Status};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Lets an interrupt (Ctrl-C) or SIGTERM stop an operation at its next safe point, from where it can be resumed.
+pub(crate) fn catch_interrupts() -> Result<(), Failure> {
+    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
+        .map_err(|error| Failure::new(Status::Failed, format!("interrupts cannot be caught: {error}")))
+}
+
+/// A bar with bytes, rate and time left on a terminal; nothing otherwise.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    pub(crate) fn new(output: &Output) -> Self {
+        let target = if output.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let template = "{wide_msg} {bytes}/{total_bytes} {bar:20} {percent:>3}% {bytes_per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+}
+
+impl Watch for Bar {
+    fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+        self.bar.set_length(progress.total_bytes);
+        self.bar.set_position(progress.done_bytes);
+        self.bar.set_message(progress.file.clone());
+        if STOP.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
