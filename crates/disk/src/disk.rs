@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand_core::TryRng;
-use vmseal_formats::Access as ExtentAccess;
+use vmseal_formats::{Access as ExtentAccess, Descriptor};
 use vmseal_keys::system_rng;
 use vmseal_storage::{Access, File, Lock, Storage, StoragePath};
 use zeroize::Zeroizing;
@@ -311,18 +311,15 @@ impl<'s> Disk<'s> {
             return Ok(());
         }
         let mut descriptor = self.layout.descriptor().clone();
-        let random = system_rng().try_next_u32().map_err(|_| vmseal_keys::Error::Random)?;
-        // ffffffff stands for no parent and fffffffe for a new disk of ESXi.
-        descriptor.set_header("CID", &format!("{:08x}", random & 0x7fff_ffff));
-        let bytes = descriptor.to_bytes();
+        descriptor.set_header("CID", &new_content_id(&descriptor)?);
         match self.layout.descriptor_place() {
-            DescriptorPlace::OwnFile => self.storage.replace(&self.path, &bytes)?,
+            DescriptorPlace::OwnFile => self.storage.replace(&self.path, &descriptor.to_bytes())?,
             DescriptorPlace::Embedded { offset_bytes, .. } => {
                 // The text keeps its length: the one or two sectors that hold the eight digits change, and nothing else.
                 let file = self.storage.open(&self.path, Access::ReadWrite)?;
-                let old = self.layout.descriptor().to_bytes();
+                let (new, old) = (descriptor.text(), self.layout.descriptor().text());
                 let sector_len = SECTOR_LEN as usize;
-                for (index, (new, old)) in bytes.chunks(sector_len).zip(old.chunks(sector_len)).enumerate() {
+                for (index, (new, old)) in new.chunks(sector_len).zip(old.chunks(sector_len)).enumerate() {
                     if new != old {
                         file.write_at(new, offset_bytes + (index * sector_len) as u64)?;
                     }
@@ -333,6 +330,16 @@ impl<'s> Disk<'s> {
         self.content_id_changed = true;
         Ok(())
     }
+}
+
+/// Another content ID of as many digits: the text inside an extent must not move. It is never ffffffff, which stands for no parent, nor
+/// fffffffe, which a new disk of ESXi has.
+fn new_content_id(descriptor: &Descriptor) -> Result<String, Error> {
+    let random = system_rng().try_next_u32().map_err(|_| vmseal_keys::Error::Random)?;
+    let digits = descriptor.header("CID").map_or(8, |text| text.len().clamp(1, 8));
+    let mask = u32::MAX >> (32 - 4 * digits) >> 1;
+    let id = random & mask;
+    Ok(format!("{:0digits$x}", if id == descriptor.cid() { id ^ 1 } else { id }))
 }
 
 /// What was written is made durable as far as that goes; who needs to know calls [`Disk::flush`].

@@ -47,7 +47,7 @@ fn mark_encrypted(storage: &Memory, unit: UnitSize) {
         vmseal_disk::DescriptorPlace::OwnFile => storage.replace(&path(), &descriptor.to_bytes()).unwrap(),
         vmseal_disk::DescriptorPlace::Embedded { offset_bytes, .. } => {
             let file = storage.open(&path(), Access::ReadWrite).unwrap();
-            file.write_at(&descriptor.to_bytes(), offset_bytes).unwrap();
+            file.write_at(descriptor.text(), offset_bytes).unwrap();
         }
     }
 }

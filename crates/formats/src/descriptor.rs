@@ -22,12 +22,14 @@ const DDB: &str = "ddb.";
 
 /// A descriptor as it is written, byte for byte, with its entries and extents found.
 ///
-/// It ends at the first NUL; what follows is padding, and is written back so that the length stays as it was where the text allows it.
+/// It ends at the first NUL; what follows is padding, and is written back as it was. Who writes it into a room of fixed length inside an
+/// extent takes [`text`](Self::text) and fills the room with zeros.
 /// Names compare without case. What is not known is kept where it is.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Descriptor {
     text: Vec<u8>,
-    padding: Padding,
+    /// The first NUL and what follows it.
+    suffix: Vec<u8>,
     lines: Vec<Line>,
     contents: Vec<Content>,
     fields: Fields,
@@ -46,15 +48,6 @@ struct Fields {
     capacity_sectors: u64,
 }
 
-/// What follows the text.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct Padding {
-    /// The length of everything, or 0 where nothing follows.
-    total_len: usize,
-    /// What follows the NULs.
-    rest: Vec<u8>,
-}
-
 impl Descriptor {
     /// Reads a descriptor, alone or embedded.
     ///
@@ -69,9 +62,7 @@ impl Descriptor {
             return Err(Error::Limit { what: "bytes of a VMDK descriptor", found, max: LEN_MAX as u64 });
         }
         let (text, rest) = bytes.split_at(len);
-        let zeros = rest.iter().position(|&byte| byte != 0).unwrap_or(rest.len());
-        let total_len = if rest.is_empty() { 0 } else { bytes.len() };
-        Self::from_text(text.to_vec(), Padding { total_len, rest: rest[zeros..].to_vec() })
+        Self::from_text(text.to_vec(), rest.to_vec())
     }
 
     /// Sets a header entry, as `encryptionKeys`.
@@ -184,19 +175,12 @@ impl Descriptor {
         &self.text
     }
 
-    /// The file, with as much padding as keeps its length.
+    /// The file: the text, and what followed it.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let Padding { total_len, rest } = &self.padding;
-        let mut bytes = self.text.clone();
-        if *total_len > 0 {
-            let least = bytes.len() + usize::from(!rest.is_empty());
-            bytes.resize(least.max(total_len - rest.len().min(*total_len)), 0);
-            bytes.extend_from_slice(rest);
-        }
-        bytes
+        [self.text.as_slice(), &self.suffix].concat()
     }
 
-    fn from_text(text: Vec<u8>, padding: Padding) -> Result<Self, Error> {
+    fn from_text(text: Vec<u8>, suffix: Vec<u8>) -> Result<Self, Error> {
         check_signature(&text)?;
         let (mut lines, mut contents) = (Vec::new(), Vec::new());
         for line in lines::split(&text) {
@@ -204,7 +188,7 @@ impl Descriptor {
             lines.push(line);
         }
         let fields = Reader { text: &text, lines: &lines, contents: &contents }.fields()?;
-        Ok(Self { text, padding, lines, contents, fields })
+        Ok(Self { text, suffix, lines, contents, fields })
     }
 
     fn set(&mut self, name: &str, value: &str, equals: &str, after: Option<usize>) {
@@ -237,7 +221,7 @@ impl Descriptor {
 
     /// Takes a text that was edited, unless it is no descriptor any more.
     fn adopt(&mut self, text: Vec<u8>) -> bool {
-        match Self::from_text(text, self.padding.clone()) {
+        match Self::from_text(text, self.suffix.clone()) {
             Ok(new) => {
                 *self = new;
                 true
@@ -503,16 +487,14 @@ mod tests {
     }
 
     #[test]
-    fn padding_keeps_the_length() {
-        let padded = [SMALL.as_bytes(), &[0; 300]].concat();
+    fn what_follows_the_text_stays() {
+        let padded = [SMALL.as_bytes(), &[0; 300], b"rest"].concat();
         let mut descriptor = Descriptor::parse(&padded).unwrap();
         assert_eq!(descriptor.to_bytes(), padded);
-        descriptor.set_ddb("a", "b");
-        assert_eq!(descriptor.to_bytes().len(), padded.len());
+        descriptor.set_ddb("a", &"b".repeat(1000));
+        assert_eq!(descriptor.to_bytes(), [descriptor.text(), &[0; 300], b"rest"].concat());
         descriptor.remove_ddb("a");
         assert_eq!(descriptor.to_bytes(), padded);
-        descriptor.set_ddb("a", &"b".repeat(1000));
-        assert_eq!(descriptor.to_bytes(), descriptor.text());
     }
 
     #[test]

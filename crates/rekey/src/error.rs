@@ -29,9 +29,9 @@ pub enum Error {
         /// The operation.
         operation: Operation,
     },
-    /// A file was written between the interruption of an operation and the attempt to complete it.
+    /// The keys in a file were exchanged between the interruption of an operation and the attempt to complete it.
     #[error(
-        "{path} was changed since the {operation} was interrupted, so that it cannot go on; undo it with `resume --rollback`, then start it again"
+        "the keys in {path} are not those of the {operation} that was interrupted, so that it cannot go on; undo it with `resume --rollback`, then start it again"
     )]
     ChangedSince {
         /// The file.

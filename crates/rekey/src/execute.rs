@@ -14,6 +14,7 @@
 
 use core::ops::ControlFlow;
 
+use vmseal_disk::{DiskLayout, Encryption};
 use vmseal_keys::KeySource;
 use vmseal_storage::{LockMode, Storage, StoragePath};
 
@@ -27,7 +28,7 @@ use crate::progress::{Progress, Watch};
 use crate::record::{Phase, Record, staged_path};
 use crate::refusal::{Reason, Refusal};
 use crate::stage::{self, Job};
-use crate::survey::{read_dictionary, survey};
+use crate::survey::{BUNDLE_NAME, read_dictionary, survey, text};
 
 /// What is appended to the name of the VMX for the lock that one operation holds.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
@@ -115,6 +116,8 @@ pub fn resume(
     check_still_allowed(storage, vmx, &record)?;
     let jobs = stage::jobs(storage, &record)?;
     stage::check_same(&jobs, &record)?;
+    stage::forget_changed(storage, &mut record)?;
+    record.patches = stage::patches(storage, &record)?;
     prepare_and_commit(storage, vmx, &mut record, &material, &jobs, watch)?;
     finish(storage, vmx, &record, Ending::Resumed)
 }
@@ -139,7 +142,9 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
 
 /// Keeps other operations on the VM away, in this process and others.
 pub(crate) fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
-    Ok(storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Exclusive)?)
+    let lock = storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Exclusive)?;
+    storage.clean_up(&Record::path(vmx))?;
+    Ok(lock)
 }
 
 /// The same for what may go on beside others of its kind, but not beside an operation.
@@ -160,8 +165,7 @@ fn prepare_and_commit(
     let total_bytes = jobs.iter().map(|job| job.len_bytes).sum();
     let mut done_bytes: u64 = record.staged.iter().map(|staged| staged.done_bytes).sum();
     for (index, job) in jobs.iter().enumerate() {
-        let staged = &record.staged[index];
-        if staged.complete && staged.source_version.is_some() && !stage::has_changed(storage, staged)? {
+        if record.staged[index].complete {
             continue;
         }
         let file = job.target.to_string();
@@ -240,11 +244,20 @@ fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -
     Err(Refusal { operation, vmx: vmx.to_string(), reasons: vec![reason] }.into())
 }
 
-/// The VM could be used while its operation lay interrupted: what was done then decides whether it can go on.
+/// The VM could be used while its operation lay interrupted: what was done then decides whether it can go on. Data that was written
+/// meanwhile is no obstacle: conversions whose source has changed begin anew.
 fn check_still_allowed(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
-    for staged in &record.staged {
-        if stage::has_changed(storage, staged)? {
-            return Err(Error::ChangedSince { path: staged.target.clone(), operation: record.operation });
+    let changed = |path: &str| Err(Error::ChangedSince { path: path.to_owned(), operation: record.operation });
+    let bundle = text(&read_dictionary(storage, vmx)?, vmx, BUNDLE_NAME)?;
+    if bundle != record.old_bundle {
+        return changed(vmx.as_str());
+    }
+    for disk in &record.disks {
+        let (descriptor, _) = DiskLayout::read_descriptor(storage, &StoragePath::new(&disk.descriptor)?)?;
+        let encryption = Encryption::from_descriptor(&descriptor)?;
+        let expected = disk.old_keys.as_deref().map(|keys| disk.encryption(keys)).transpose()?;
+        if encryption != expected {
+            return changed(&disk.descriptor);
         }
     }
     if record.operation == Operation::ShallowRecrypt {

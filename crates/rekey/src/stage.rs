@@ -96,7 +96,7 @@ pub(crate) fn patches(storage: &dyn Storage, record: &Record) -> Result<Vec<Patc
         let path = StoragePath::new(&entry.descriptor)?;
         let (descriptor, place) = DiskLayout::read_descriptor(storage, &path)?;
         if let DescriptorPlace::Embedded { offset_bytes, len_bytes } = place {
-            let bytes = padded(&new_descriptor(&descriptor, entry)?, &path, len_bytes)?;
+            let bytes = embedded(&new_descriptor(&descriptor, entry)?, &path, len_bytes)?;
             patches.push(Patch {
                 target: path.to_string(),
                 offset: offset_bytes,
@@ -119,6 +119,19 @@ pub(crate) fn has_changed(storage: &dyn Storage, staged: &Staged) -> Result<bool
     Ok(version(storage, &StoragePath::new(&staged.target)?)? != staged.source_version)
 }
 
+/// Lets every file begin anew whose source is not certain to be what it was: it was written, replaced by a copy, or lies on
+/// storage that cannot tell.
+pub(crate) fn forget_changed(storage: &dyn Storage, record: &mut Record) -> Result<(), Error> {
+    for staged in &mut record.staged {
+        if staged.source_version.is_none() || has_changed(storage, staged)? {
+            staged.done_bytes = 0;
+            staged.complete = false;
+            staged.source_version = version(storage, &StoragePath::new(&staged.target)?)?;
+        }
+    }
+    Ok(())
+}
+
 fn version(storage: &dyn Storage, path: &StoragePath) -> Result<Option<u64>, Error> {
     Ok(storage.metadata(path)?.and_then(|metadata| metadata.version))
 }
@@ -134,19 +147,15 @@ pub(crate) fn write(
     report: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let path = staged_path(&job.target);
-    let resumable = record.staged[index].done_bytes > 0
-        && record.staged[index].source_version.is_some()
-        && !has_changed(storage, &record.staged[index])?
-        && storage.metadata(&path)?.is_some();
-    let target = if resumable {
+    let there = storage.metadata(&path)?.is_some();
+    let target = if there && record.staged[index].done_bytes > 0 {
         storage.open(&path, Access::ReadWrite)?
     } else {
         // What an interrupted attempt left is begun anew.
-        if storage.metadata(&path)?.is_some() {
+        if there {
             storage.remove(&path)?;
         }
         record.staged[index].done_bytes = 0;
-        record.staged[index].complete = false;
         record.staged[index].source_version = version(storage, &job.target)?;
         storage.create(&path, Some(&job.target))?
     };
@@ -156,7 +165,7 @@ pub(crate) fn write(
         }
         JobKind::Descriptor { disk } => {
             let (descriptor, _) = DiskLayout::read_descriptor(storage, &job.target)?;
-            put(target.as_ref(), &new_descriptor(&descriptor, &record.disks[*disk])?)?;
+            put(target.as_ref(), &new_descriptor(&descriptor, &record.disks[*disk])?.to_bytes())?;
         }
         JobKind::File { index } => {
             let text = convert_file(storage, &record.files[*index], material)?;
@@ -201,15 +210,15 @@ fn write_extent(
     };
     conversion.run(layout.pieces(source.as_ref(), &job.target)?, &mut checkpoint, report)?;
     if let DescriptorPlace::Embedded { offset_bytes, len_bytes } = layout.descriptor_place() {
-        let text = new_descriptor(layout.descriptor(), &record.disks[disk])?;
-        target.write_at(&padded(&text, &job.target, len_bytes)?, offset_bytes)?;
+        let descriptor = new_descriptor(layout.descriptor(), &record.disks[disk])?;
+        target.write_at(&embedded(&descriptor, &job.target, len_bytes)?, offset_bytes)?;
         target.sync()?;
     }
     Ok(())
 }
 
 /// The descriptor that a disk will have: the old text, and the new keys or none.
-fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Vec<u8>, Error> {
+fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Descriptor, Error> {
     let mut descriptor = old.clone();
     let encryption = disk.new_keys.as_deref().map(|keys| disk.encryption(keys)).transpose()?;
     match &encryption {
@@ -221,17 +230,17 @@ fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Vec<u8>, Error>
         let what = "its descriptor cannot hold the entries of an encrypted disk; simplify it by hand".to_owned();
         return Err(Error::Vm { path: disk.descriptor.clone(), what });
     }
-    Ok(descriptor.to_bytes())
+    Ok(descriptor)
 }
 
-/// Descriptor text as it lies inside an extent.
-fn padded(text: &[u8], path: &StoragePath, room: u64) -> Result<Vec<u8>, Error> {
-    let needed = text.len() as u64;
+/// A descriptor as it lies inside an extent: the text, and zeros to the end of its room.
+fn embedded(descriptor: &Descriptor, path: &StoragePath, room: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = descriptor.text().to_vec();
+    let needed = bytes.len() as u64;
     if needed > room {
         return Err(Error::DescriptorRoom { path: path.to_string(), room, needed });
     }
-    let mut bytes = text.to_vec();
-    bytes.resize(usize::try_from(room).unwrap_or(text.len()), 0);
+    bytes.resize(usize::try_from(room).unwrap_or(bytes.len()), 0);
     Ok(bytes)
 }
 

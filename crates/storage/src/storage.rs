@@ -85,17 +85,26 @@ pub trait Storage: Send + Sync {
         Ok(bytes)
     }
 
+    /// Removes what a replacement of `path` left that a crash cut off. Nothing refers to it.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    fn clean_up(&self, path: &StoragePath) -> Result<(), Error> {
+        let temporary = temporary(path)?;
+        if self.metadata(&temporary)?.is_some() {
+            self.remove(&temporary)?;
+        }
+        Ok(())
+    }
+
     /// Replaces a file, or makes it, so that after a crash it has either its old or its new content, whole.
     ///
     /// # Errors
     /// As [`create`](Self::create) and [`rename`](Self::rename); the old content is still there then.
     fn replace(&self, path: &StoragePath, contents: &[u8]) -> Result<(), Error> {
-        let temporary = path.sibling(&format!(".{}.vmseal-tmp", path.file_name()))?;
+        let temporary = temporary(path)?;
         let like = self.metadata(path)?.map(|_| path);
-        // Left by a crash: nothing refers to it.
-        if self.metadata(&temporary)?.is_some() {
-            self.remove(&temporary)?;
-        }
+        self.clean_up(path)?;
         let written = self.create(&temporary, like).and_then(|file| {
             file.write_at(contents, 0)?;
             file.sync()
@@ -107,6 +116,11 @@ pub trait Storage: Send + Sync {
         }
         self.sync_folder(&path.folder())
     }
+}
+
+/// The name under which the new content of a file is written before it takes its place.
+fn temporary(path: &StoragePath) -> Result<StoragePath, Error> {
+    path.sibling(&format!(".{}.vmseal-tmp", path.file_name()))
 }
 
 /// An open file.
