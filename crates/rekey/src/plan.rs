@@ -404,7 +404,9 @@ fn encrypt_reasons(inventory: &Inventory, request: &Request, chosen: &[&VmDisk],
         reasons.push(Reason::NoDisks);
     }
     for disk in chosen {
-        if matches!(disk.encryption, Encryption::Vmseal { .. }) {
+        // Where all disks of an encrypted VM were asked for, the one reason says it.
+        let is_told = !inventory.encryption.is_none() && !matches!(request.disks, Disks::Only(_));
+        if matches!(disk.encryption, Encryption::Vmseal { .. }) && !is_told {
             reasons.push(Reason::DiskAlreadyEncrypted { disk: disk.path.clone() });
         }
     }
