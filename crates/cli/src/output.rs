@@ -105,7 +105,7 @@ fn write(text: &str) -> Result<(), Failure> {
 }
 
 /// Names come from files that anyone may have written: what would steer a terminal is shown instead.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
             let steers = character.is_control() && character != '\n' || is_bidirectional(character);

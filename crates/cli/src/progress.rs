@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vmseal::{Progress, Watch};
 
-use crate::output::Output;
+use crate::output::{Output, printable};
 use crate::status::{Failure, Status};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -38,7 +38,7 @@ impl Watch for Bar {
     fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
         self.bar.set_length(progress.total_bytes);
         self.bar.set_position(progress.done_bytes);
-        self.bar.set_message(progress.file.clone());
+        self.bar.set_message(printable(&progress.file));
         if STOP.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
