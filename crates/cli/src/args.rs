@@ -11,7 +11,7 @@ pub(crate) struct Cli {
     /// The state folder: key providers and their keys
     #[arg(long, global = true, env = "VMSEAL_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// No progress and no text but errors
+    /// No progress and no remarks: the result, warnings and errors alone
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     #[command(subcommand)]
@@ -177,6 +177,9 @@ pub(crate) struct DecryptArgs {
     /// The VM
     #[arg(value_name = "VM.vmx")]
     pub(crate) vmx: PathBuf,
+    /// Give up the keys of disks and files that are not attached now, and with them their data
+    #[arg(long)]
+    pub(crate) forget_detached: bool,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }
@@ -207,6 +210,9 @@ pub(crate) struct ResumeArgs {
     /// Undo instead of completing; needs no key
     #[arg(long)]
     pub(crate) rollback: bool,
+    /// Complete a committed operation also where disks or files were written since; what was written to them is lost
+    #[arg(long, conflicts_with = "rollback")]
+    pub(crate) discard_changes: bool,
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
     #[command(flatten)]

@@ -1,21 +1,32 @@
 //! The state folder of this machine, and what the process does to keep secrets to itself.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use vmseal::LocalDir;
 
 use crate::args::Cli;
+use crate::output::Output;
 use crate::status::Failure;
 
 /// Opens the state folder: `--home`, else `VMSEAL_HOME`, else the platform's data directory.
-pub(crate) fn open(cli: &Cli) -> Result<LocalDir, Failure> {
+pub(crate) fn open(cli: &Cli, output: &mut Output) -> Result<LocalDir, Failure> {
     let path = match &cli.home {
         Some(path) => path.clone(),
         None => default_path().ok_or_else(|| {
             Failure::usage("there is no home directory for the state folder; name one with --home DIR or VMSEAL_HOME")
         })?,
     };
-    Ok(LocalDir::create_private(&path)?)
+    let home = LocalDir::create_private(&path)?;
+    // Whoever can read a primary key has every VM under it.
+    for folder in [path.clone(), path.join("providers")] {
+        if std::fs::metadata(&folder).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+            let what =
+                "others than its owner may use this folder, and keys lie in it; take that right away with `chmod go=`";
+            output.warning(&format!("{}: {what}", folder.display()));
+        }
+    }
+    Ok(home)
 }
 
 /// `$XDG_DATA_HOME/vmseal`, else `~/.local/share/vmseal` (XDG Base Directory Specification, 0.8).

@@ -1,23 +1,33 @@
 //! The keys that an operation needs: the providers of the state folder, with the passwords that they and the VM ask for.
 
-use vmseal::{Inventory, LocalProviders, ProviderError, ProviderName, Storage};
+use std::path::PathBuf;
+
+use vmseal::{Inventory, KeyId, LocalProviders, ProviderError, ProviderName, Storage};
 
 use crate::args::KeyArgs;
 use crate::password;
 use crate::status::Failure;
 
-/// Opens the providers that the VM's keys belong to, and `provider` besides.
+/// The IDs of all keys that a VM's wrapped keys name.
+pub(crate) fn ids(inventory: &Inventory) -> Vec<KeyId> {
+    let disks = inventory.disks.iter().flat_map(|disk| disk.encryption.key_ids());
+    inventory.encryption.key_ids().iter().chain(disks).cloned().collect()
+}
+
+/// Opens the providers of these keys, and `provider` besides.
 pub(crate) fn open<'h>(
     home: &'h dyn Storage,
     args: &KeyArgs,
-    inventory: &Inventory,
+    ids: &[KeyId],
     provider: Option<&ProviderName>,
 ) -> Result<LocalProviders<'h>, Failure> {
+    let is_stdin = |file: &Option<PathBuf>| file.as_ref().is_some_and(|file| file.as_os_str() == "-");
+    if is_stdin(&args.provider_password_file) && is_stdin(&args.recovery_password_file) {
+        return Err(Failure::usage("standard input can give one password only; put the other into a file"));
+    }
     let mut keys = LocalProviders::open(home)?;
     let mut names: Vec<ProviderName> = provider.into_iter().cloned().collect();
-    let disks = inventory.disks.iter().flat_map(|disk| disk.encryption.key_ids());
-    let pending = inventory.pending.iter().flat_map(|pending| &pending.key_ids);
-    names.extend(inventory.encryption.key_ids().iter().chain(disks).chain(pending).map(|id| id.provider().clone()));
+    names.extend(ids.iter().map(|id| id.provider().clone()));
     names.sort();
     names.dedup();
     let from_file = args.provider_password_file.as_deref().map(password::from_file).transpose()?;

@@ -47,7 +47,11 @@ pub(crate) fn encrypt(cli: &Cli, args: &EncryptArgs, output: &mut Output) -> Res
 }
 
 pub(crate) fn decrypt(cli: &Cli, args: &DecryptArgs, output: &mut Output) -> Result<(), Failure> {
-    run(cli, &args.vmx, &Request::decrypt(), None, &args.run, output)
+    let mut request = Request::decrypt();
+    if args.forget_detached {
+        request = request.forget_detached();
+    }
+    run(cli, &args.vmx, &request, None, &args.run, output)
 }
 
 pub(crate) fn recrypt(cli: &Cli, args: &RecryptArgs, output: &mut Output) -> Result<(), Failure> {
@@ -70,10 +74,15 @@ pub(crate) fn resume(cli: &Cli, args: &ResumeArgs, output: &mut Output) -> Resul
     if args.rollback {
         return report(&vm.rollback()?, output);
     }
-    let home = home::open(cli)?;
-    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, None)?;
+    let home = home::open(cli, output)?;
+    let ids = vm.pending()?.map(|pending| pending.key_ids).unwrap_or_default();
+    let mut keys = keys::open(&home, &args.keys, &ids, None)?;
     catch_interrupts()?;
-    let outcome = vm.resume(&mut keys, Bar::new(output))?;
+    let outcome = if args.discard_changes {
+        vm.resume_discarding_changes(&mut keys, Bar::new(output))?
+    } else {
+        vm.resume(&mut keys, Bar::new(output))?
+    };
     report(&outcome, output)
 }
 
@@ -81,8 +90,8 @@ pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Resul
     let path = VmPath::new(&args.vmx)?;
     let storage = LocalDir::open(&path.folder)?;
     let vm = Vm::open(&storage, &path.name)?;
-    let home = home::open(cli)?;
-    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, None)?;
+    let home = home::open(cli, output)?;
+    let mut keys = keys::open(&home, &args.keys, &keys::ids(&vm.inventory()?), None)?;
     let Verified { encrypted_disks, plain_disks, sealed_files, .. } = vm.verify(&mut keys)?;
     let mut text = String::new();
     for (files, state) in [
@@ -115,8 +124,8 @@ fn run(
         let report = PlanReport::new(&plan);
         return output.result(&report, &report.to_string());
     }
-    let home = home::open(cli)?;
-    let mut keys = keys::open(&home, &args.keys, &vm.inventory()?, provider)?;
+    let home = home::open(cli, output)?;
+    let mut keys = keys::open(&home, &args.keys, &keys::ids(&vm.inventory()?), provider)?;
     catch_interrupts()?;
     let outcome = vm.execute(plan, &mut keys, Bar::new(output))?;
     report(&outcome, output)
@@ -152,7 +161,8 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
             Operation::Encrypt => output.note(
                 "The plain files are gone from the folder; the storage below may hold their bytes until it writes over them.",
             ),
-            Operation::Decrypt | Operation::DeepRecrypt => {}
+            Operation::Decrypt => output.note("The VM is in the clear."),
+            Operation::DeepRecrypt => {}
         }
     }
     Ok(())

@@ -32,7 +32,7 @@ pub(crate) fn create(cli: &Cli, create: &CreateProvider, output: &mut Output) ->
     let CreateProvider::Native { name, password_file, .. } = create;
     let name = ProviderName::new(name).map_err(|error| Failure::usage(error.to_string()))?;
     let password = password_file.as_deref().map(password::from_file).transpose()?;
-    let home = home::open(cli)?;
+    let home = home::open(cli, output)?;
     let info =
         LocalProviders::open(&home)?.create_native(&name, password.as_ref().map(|password| password.as_slice()))?;
     let text = format!("Native key provider {name} is made.");
@@ -44,19 +44,33 @@ pub(crate) fn create(cli: &Cli, create: &CreateProvider, output: &mut Output) ->
 }
 
 pub(crate) fn list(cli: &Cli, output: &mut Output) -> Result<(), Failure> {
-    let home = home::open(cli)?;
-    let providers: Vec<ProviderReport> =
-        LocalProviders::open(&home)?.list()?.into_iter().map(ProviderReport::from).collect();
+    let home = home::open(cli, output)?;
+    let keys = LocalProviders::open(&home)?;
+    let mut providers = Vec::new();
+    let mut failed = None;
+    for name in keys.names()? {
+        match keys.info(&name) {
+            Ok(info) => providers.push(ProviderReport::from(info)),
+            Err(error) => {
+                let failure = Failure::from(error);
+                output.warning(&failure.message);
+                failed = Some(Failure::reported(failure.status, "not every key provider can be used"));
+            }
+        }
+    }
     let mut text = String::new();
     for provider in &providers {
         let protection = if provider.password_protected { "password" } else { "no password" };
         text.push_str(&format!("{:24} {}  {}  {protection}\n", provider.name, provider.kind, provider.id));
     }
-    if providers.is_empty() {
+    if providers.is_empty() && failed.is_none() {
         output.note("There is no key provider here; make one with `vmseal provider create native NAME`.");
         if !output.is_json() {
             return Ok(());
         }
     }
-    output.result(&ProviderList { providers }, &text)
+    if !text.is_empty() || output.is_json() {
+        output.result(&ProviderList { providers }, &text)?;
+    }
+    failed.map_or(Ok(()), Err)
 }

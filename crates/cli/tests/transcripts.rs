@@ -2,5 +2,9 @@
 
 #[test]
 fn transcripts() {
-    trycmd::TestCases::new().case("tests/cmd/*.toml").case("tests/cmd/*.md").env("VMSEAL_HOME", "state").env("COLUMNS", "100");
+    trycmd::TestCases::new()
+        .case("tests/cmd/*.toml")
+        .case("tests/cmd/*.md")
+        .env("VMSEAL_HOME", "state")
+        .env("COLUMNS", "100");
 }

@@ -89,7 +89,9 @@ impl Encryption {
     /// or not known.
     pub fn from_descriptor(descriptor: &Descriptor) -> Result<Option<Self>, Error> {
         let Some(profile) = descriptor.ddb(DDB_PROFILE) else {
-            return if is_foreign(descriptor) {
+            return if [DDB_ID, DDB_CIPHER, DDB_UNIT, DDB_HOLES].iter().any(|name| descriptor.ddb(name).is_some()) {
+                Err(Error::EncryptionEntries { what: format!("ddb.{DDB_PROFILE} is missing") })
+            } else if is_foreign(descriptor) {
                 let what =
                     "the disk is encrypted by VMware vSphere, in a layout that is not public; decrypt it there first";
                 Err(Error::ForeignEncryption { what: what.to_owned() })

@@ -59,6 +59,12 @@ impl Directory {
                     return Err(damaged(path, table, "a grain table lies beyond the end of the file"));
                 }
             }
+            let mut tables: Vec<u32> = entries.iter().copied().filter(|entry| *entry != 0).collect();
+            tables.sort_unstable();
+            if let Some(pair) = tables.windows(2).find(|pair| pair[0] == pair[1]) {
+                let table = u64::from(pair[0]) * SECTOR_LEN;
+                return Err(damaged(path, table, "two entries of the grain directory name the same grain table"));
+            }
             Ok(entries)
         };
         let main = read(header.gd_sector)?;

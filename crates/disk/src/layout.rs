@@ -4,6 +4,7 @@ use vmseal_formats::{Access as ExtentAccess, Descriptor, ExtentKind, SparseHeade
 use vmseal_storage::{Access, File, Kind, Storage, StoragePath};
 
 use crate::error::Error;
+use crate::pieces::PieceKind;
 use crate::unit::UnitSize;
 
 pub(crate) const SECTOR_LEN: u64 = 512;
@@ -147,6 +148,32 @@ impl DiskLayout {
         Ok(())
     }
 
+    /// Reads all tables of the disk, and checks that no two grains share bytes and that nothing lies in its flat files but the disk: what is
+    /// outside of it would be copied as it is, in the clear.
+    ///
+    /// # Errors
+    /// [`Error::DamagedTables`]; [`Error::Unsupported`] for bytes that belong to no extent.
+    pub fn check_files(&self, storage: &dyn Storage) -> Result<(), Error> {
+        for path in self.files() {
+            let file = storage.open(&path, Access::Read)?;
+            let is_flat = self
+                .extents
+                .iter()
+                .any(|extent| matches!(&extent.kind, Place::Flat { path: flat, .. } if *flat == path));
+            for piece in self.pieces(file.as_ref(), &path)? {
+                let piece = piece?;
+                if is_flat && piece.kind == PieceKind::Other && holds_data(file.as_ref(), piece.file_range.clone())? {
+                    let what = format!(
+                        "it holds data from byte {} on that belongs to no extent and would stay in the clear; cut the file, or correct the descriptor",
+                        piece.file_range.start
+                    );
+                    return Err(Error::Unsupported { path: path.to_string(), what });
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn extents(&self) -> &[Extent] {
         &self.extents
     }
@@ -215,6 +242,21 @@ impl DiskLayout {
         })?;
         Ok(self.path.sibling(name)?)
     }
+}
+
+/// Whether something else than zeros lies in a range of a file.
+fn holds_data(file: &dyn File, range: core::ops::Range<u64>) -> Result<bool, Error> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let len = buffer.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
+        file.read_at(&mut buffer[..len], at)?;
+        if buffer[..len].iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        at += len as u64;
+    }
+    Ok(false)
 }
 
 /// Kinds of files that are no descriptor and no hosted sparse extent.

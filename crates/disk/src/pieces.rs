@@ -174,6 +174,7 @@ impl<'a> SparsePieces<'a> {
             }
         };
         other(0..SECTOR_LEN);
+        let grains_max = (window.end - window.start) / self.grain_len() + 1;
         let directory_len = self.header.gd_entry_count() * 4;
         let table_len = table_len(&self.header);
         let directories = [
@@ -194,7 +195,8 @@ impl<'a> SparsePieces<'a> {
         {
             pieces.push(Piece { file_range: range.clone(), kind: PieceKind::Descriptor });
         }
-        self.grains(&window, &mut pieces)?;
+        let count_max = pieces.len() + usize::try_from(grains_max).unwrap_or(usize::MAX);
+        self.grains(&window, &mut pieces, count_max)?;
         pieces.sort_by_key(|piece| piece.file_range.start);
         for piece in &pieces {
             if piece.file_range.start < self.end {
@@ -209,7 +211,8 @@ impl<'a> SparsePieces<'a> {
     }
 
     /// The grains that begin in `window`.
-    fn grains(&self, window: &Range<u64>, pieces: &mut Vec<Piece>) -> Result<(), Error> {
+    /// More than fit side by side cannot be: that is found before memory is used up.
+    fn grains(&self, window: &Range<u64>, pieces: &mut Vec<Piece>, count_max: usize) -> Result<(), Error> {
         let grain_len = self.grain_len();
         let per_table = u64::from(self.header.gtes_per_gt);
         for (index, table) in self.directory.main.iter().enumerate().filter(|(_, table)| **table != 0) {
@@ -230,6 +233,9 @@ impl<'a> SparsePieces<'a> {
                     let what = "a grain table names a grain beyond the end of the disk";
                     return Err(damaged(&self.path, offset + slot as u64 * 4, what));
                 };
+                if pieces.len() >= count_max {
+                    return Err(damaged(&self.path, byte, "two grains use the same bytes"));
+                }
                 let end = (byte + grain_len.min(left)).min(self.file_len);
                 if end != byte + grain_len.min(left) && !(end - byte).is_multiple_of(UnitSize::MAX_BYTES) {
                     return Err(damaged(&self.path, byte, "a grain is cut off by the end of the file"));

@@ -189,6 +189,33 @@ fn damaged_tables_are_errors_that_name_the_byte() {
 }
 
 #[test]
+fn one_grain_named_a_million_times_is_noticed_before_memory_is_used_up() {
+    // Every entry of every table names the same grain of one sector.
+    let storage = Memory::new();
+    NewDisk::new(NewDiskType::MonolithicSparse, 64 << 30).create(&storage, &path()).unwrap();
+    let file = storage.open(&path(), Access::ReadWrite).unwrap();
+    let layout = DiskLayout::open(&storage, &path()).unwrap();
+    let mut gd = [0; 8];
+    file.read_at(&mut gd, 56).unwrap();
+    let directory = u64::from_le_bytes(gd) * 512;
+    let end = (file.len().unwrap() / 512) as u32;
+    file.set_len(file.len().unwrap() + (1 << 16)).unwrap();
+    for table in 0..2048 {
+        let mut sector = [0; 4];
+        file.read_at(&mut sector, directory + table * 4).unwrap();
+        let entries: Vec<u8> = (0..512).flat_map(|_| end.to_le_bytes()).collect();
+        file.write_at(&entries, u64::from(u32::from_le_bytes(sector)) * 512).unwrap();
+    }
+    let error = layout.check_files(&storage).unwrap_err();
+    assert!(matches!(error, Error::DamagedTables { .. }), "{error}");
+    // And one table that every entry of the directory names.
+    let first: Vec<u8> = (0..2048).flat_map(|_| 27_u32.to_le_bytes()).collect();
+    file.write_at(&first, directory).unwrap();
+    let error = layout.check_files(&storage).unwrap_err();
+    assert!(error.to_string().contains("name the same grain table"), "{error}");
+}
+
+#[test]
 fn data_units_of_4096_bytes_are_refused_where_an_extent_ends_within_one() {
     let storage = Memory::new();
     let text =

@@ -91,18 +91,18 @@ impl<'s> LocalProviders<'s> {
         Ok(ProviderInfo { name: name.clone(), kind: "native", id, protected: file.is_protected() })
     }
 
-    /// Every provider, in the order of their names.
+    /// The names of all providers, in order; [`info`](Self::info) says more.
     ///
     /// # Errors
-    /// As [`info`](Self::info).
-    pub fn list(&self) -> Result<Vec<ProviderInfo>, Error> {
+    /// [`Error::Storage`].
+    pub fn names(&self) -> Result<Vec<ProviderName>, Error> {
         let folder = StoragePath::new(FOLDER)?;
         if self.home.metadata(&folder)?.is_none() {
             return Ok(Vec::new());
         }
         let names = self.home.list(&folder)?;
         let names = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
-        names.filter_map(|name| ProviderName::new(name).ok()).map(|name| self.info(&name)).collect()
+        Ok(names.filter_map(|name| ProviderName::new(name).ok()).collect())
     }
 
     fn read(&self, name: &ProviderName) -> Result<(StoragePath, Zeroizing<Vec<u8>>), Error> {

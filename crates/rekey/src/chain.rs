@@ -40,7 +40,7 @@ pub(crate) fn follow(
             let what = format!("its parent {hint} is missing; restore it, or correct parentFileNameHint");
             return Err(Error::Vm { path: child.to_string(), what });
         };
-        if found.folder() != *folder {
+        if !is_inside(&found, folder) {
             chain.outside = Some(found.to_string());
             return Ok(chain);
         }
@@ -69,6 +69,10 @@ pub(crate) fn follow(
 fn parent_of(descriptor: &Descriptor) -> Option<(u32, String)> {
     let cid = descriptor.parent_cid()?;
     Some((cid, descriptor.parent_hint().unwrap_or_else(|| "without a name".to_owned())))
+}
+
+fn is_inside(path: &StoragePath, folder: &StoragePath) -> bool {
+    folder.is_root() || path.as_str().strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// A name that is more than a file's.

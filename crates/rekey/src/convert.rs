@@ -31,7 +31,7 @@ pub(crate) struct Transform {
 
 impl Transform {
     /// Transforms guest bytes that begin at `virtual_byte` of the disk.
-    fn apply(&self, data: &mut [u8], virtual_byte: u64) -> Result<(), Error> {
+    pub(crate) fn apply(&self, data: &mut [u8], virtual_byte: u64) -> Result<(), Error> {
         match (&self.from, &self.to) {
             (None, None) => Ok(()),
             (None, Some(to)) => to.encrypt(data, virtual_byte),

@@ -15,6 +15,16 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file was written, or replaced by a copy, after the commit point and before the operation was complete.
+    #[error(
+        "{path} was changed after the {operation} was committed; completing it puts the converted file in its place. If nothing was written that you need, complete it with `resume --discard-changes`"
+    )]
+    ChangedAfterCommit {
+        /// The file.
+        path: String,
+        /// The operation.
+        operation: Operation,
+    },
     /// The VM is not what it was when the operation was planned.
     #[error("{vmx} has changed since the operation was planned; plan it again")]
     Changed {
@@ -74,6 +84,16 @@ pub enum Error {
     /// A disk could not be read or written.
     #[error(transparent)]
     Disk(#[from] vmseal_disk::Error),
+    /// The converted file of a committed operation is gone or damaged.
+    #[error(
+        "{path}: the converted file that the {operation} was to put in its place is missing or damaged; keep all files, restore {path}.vmseal-new from a copy, then `resume`"
+    )]
+    SuccessorLost {
+        /// The file that was to be replaced.
+        path: String,
+        /// The operation.
+        operation: Operation,
+    },
     /// Another file stands where the operation would write.
     #[error("{path} is in the way: it was left by an operation whose record is gone; look at it, then remove it")]
     StagedInTheWay {
@@ -120,6 +140,12 @@ pub enum Error {
         /// The VM.
         vmx: String,
     },
+    /// The VM's bundle holds keys of what is not attached.
+    #[error("the VM holds the keys of {}, not attached now; attach {} again, or give up the keys, and with them the data, with `--forget-detached`", names.join(", "), if names.len() == 1 { "it" } else { "them" })]
+    NotAttached {
+        /// The disks and files.
+        names: Vec<String>,
+    },
     /// Nothing was interrupted.
     #[error("nothing is pending for {vmx}: there is nothing to resume")]
     NothingPending {
@@ -141,7 +167,7 @@ pub enum Error {
     Random,
     /// The record of an operation cannot be read.
     #[error(
-        "{path}: the record of an interrupted operation is damaged: {what}; keep all files as they are and restore the record from a copy"
+        "{path}: the record of an interrupted operation is damaged: {what}; keep all files as they are and restore the record from a copy; if no vmseal operation was under way here, remove it"
     )]
     RecordDamaged {
         /// The record.
@@ -162,9 +188,27 @@ pub enum Error {
         "the VM has a recovery password, which new keys need again; give it with `--recovery-password-file`, or drop it with `--drop-recovery`"
     )]
     RecoveryPhraseNeeded,
+    /// A recovery password for a part of a VM that has none.
+    #[error(
+        "the VM has no recovery password, and one for some disks alone would not open it; set it for all with `recrypt --deep --recovery-password-file`"
+    )]
+    RecoveryPhraseForPart,
+    /// A recovery password that is not the VM's.
+    #[error(
+        "the recovery password is not the one that the VM has; give that one, or drop it with `recrypt --deep --drop-recovery`"
+    )]
+    RecoveryPhraseWrong,
     /// The rules forbid it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// A VM file and the VM's bundle do not agree about whether it is encrypted.
+    #[error("{path} is {}encrypted, and the VM's bundle has {} key for it; restore the file, or the VMX, from a copy that belongs to the other", if *sealed { "" } else { "not " }, if *sealed { "no" } else { "a" })]
+    SealedFile {
+        /// The file.
+        path: String,
+        /// Whether it is an envelope.
+        sealed: bool,
+    },
     /// The watcher stopped the operation.
     #[error("stopped on request; complete it with `resume`, or undo it with `resume --rollback`")]
     Stopped,
@@ -234,17 +278,25 @@ impl Error {
             Self::Incomplete { .. } | Self::Pending { .. } | Self::Stopped | Self::UndoFailed { .. } => {
                 ErrorKind::Resumable
             }
-            Self::Refused(_) | Self::NothingPending { .. } | Self::Committed { .. } | Self::NotEncrypted { .. } => {
-                ErrorKind::Refused
+            Self::ChangedAfterCommit { .. }
+            | Self::Committed { .. }
+            | Self::NotAttached { .. }
+            | Self::NotEncrypted { .. }
+            | Self::NothingPending { .. }
+            | Self::RecoveryPhraseForPart
+            | Self::Refused(_) => ErrorKind::Refused,
+            Self::KeySource(_) | Self::RecoveryPhraseNeeded | Self::RecoveryPhraseWrong | Self::WrongKey { .. } => {
+                ErrorKind::Key
             }
-            Self::KeySource(_) | Self::RecoveryPhraseNeeded | Self::WrongKey { .. } => ErrorKind::Key,
             Self::BundleContent { .. }
             | Self::DescriptorRoom { .. }
             | Self::Disagreement { .. }
             | Self::Format { .. }
             | Self::RecordDamaged { .. }
             | Self::RecordForged { .. }
+            | Self::SealedFile { .. }
             | Self::StagedInTheWay { .. }
+            | Self::SuccessorLost { .. }
             | Self::Vm { .. }
             | Self::WrongDisk { .. } => ErrorKind::Damaged,
             Self::Storage(error) => kind_of_storage(error),

@@ -19,16 +19,18 @@ use vmseal_keys::KeySource;
 use vmseal_storage::{LockMode, Storage, StoragePath};
 
 use crate::error::Error;
-use crate::inventory::{PowerState, Snapshots};
+use crate::inventory::PowerState;
 use crate::material::Material;
-use crate::plan::{Operation, Plan, plan};
+use crate::plan::{Operation, Plan, plan, reasons_to_stop};
 use crate::power::power_state;
 use crate::prepare;
 use crate::progress::{Progress, Watch};
+use crate::publish::{self, Changes};
 use crate::record::{Phase, Record, staged_path};
 use crate::refusal::{Reason, Refusal};
 use crate::stage::{self, Job};
-use crate::survey::{BUNDLE_NAME, read_dictionary, survey, text};
+use crate::survey::survey;
+use crate::vmx::Entries;
 
 /// What is appended to the name of the VMX for the lock that one operation holds.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
@@ -92,26 +94,34 @@ pub fn execute(
     }
 }
 
-/// Completes the operation on `vmx` that was interrupted.
+/// Completes the operation on `vmx` that was interrupted. `changes` says what happens to files that were written after the commit point.
 ///
 /// # Errors
-/// [`Error::NothingPending`]; [`Error::RecordForged`] where the record was not made with the VM's keys; otherwise as for [`execute`],
-/// but nothing is undone.
+/// [`Error::NothingPending`]; [`Error::RecordForged`] where the record was not made with the VM's keys; [`Error::ChangedAfterCommit`];
+/// [`Error::Refused`] where the rules of the operation do not hold any more; otherwise as for [`execute`], but nothing is undone.
 pub fn resume(
     storage: &dyn Storage,
     vmx: &StoragePath,
     keys: &mut dyn KeySource,
     watch: &mut dyn Watch,
+    changes: Changes,
 ) -> Result<Outcome, Error> {
     let _lock = lock(storage, vmx)?;
     let Some(unverified) = Record::read(storage, vmx)? else {
         return Err(Error::NothingPending { vmx: vmx.to_string() });
     };
+    // Whoever wrote the record may have died before its name was durable: nothing may be published before it is.
+    storage.sync_folder(&vmx.folder())?;
     let material = Material::open(unverified.claims(), keys)?;
     let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
     let mut record = unverified.verify(&key)?;
     if record.phase == Phase::Publish {
-        return finish(storage, vmx, &record, Ending::Completed);
+        if record.operation != Operation::ShallowRecrypt {
+            check_power(storage, vmx, record.operation)?;
+        }
+        let files = publish::complete(storage, &record, &material, keys, changes)?;
+        Record::remove(storage, vmx)?;
+        return Ok(Outcome { operation: record.operation, ending: Ending::Completed, files });
     }
     check_still_allowed(storage, vmx, &record)?;
     let jobs = stage::jobs(storage, &record)?;
@@ -122,11 +132,12 @@ pub fn resume(
     finish(storage, vmx, &record, Ending::Resumed)
 }
 
-/// Undoes the operation on `vmx` that was interrupted before its commit point. Needs no key: what it removes are
-/// unfinished successors only.
+/// Undoes the operation on `vmx` that was interrupted before its commit point. Needs no key: what it removes are unfinished successors
+/// only, and only where the VM still has the keys from before.
 ///
 /// # Errors
-/// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed.
+/// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed; [`Error::ChangedSince`] and [`Error::SuccessorLost`] where the
+/// VM is not what it was when the operation began.
 pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Error> {
     let _lock = lock(storage, vmx)?;
     let Some(unverified) = Record::read(storage, vmx)? else {
@@ -136,20 +147,32 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
     if record.phase == Phase::Publish {
         return Err(Error::Committed { vmx: vmx.to_string(), operation: record.operation });
     }
+    check_keys_from_before(storage, vmx, record)?;
+    for staged in record.staged.iter().filter(|staged| staged.done_bytes > 0 || staged.complete) {
+        let successor = staged_path(&StoragePath::new(&staged.target)?);
+        // Where it is gone and the file has changed, it may have been put in the file's place: then its keys are in the record alone.
+        if storage.metadata(&successor)?.is_none() && stage::has_changed(storage, staged)? {
+            return Err(Error::SuccessorLost { path: staged.target.clone(), operation: record.operation });
+        }
+    }
     undo(storage, vmx, record)?;
     Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new() })
 }
 
 /// Keeps other operations on the VM away, in this process and others.
 pub(crate) fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
-    let lock = storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Exclusive)?;
+    let lock = storage.lock(&lock_path(vmx), LockMode::Exclusive)?;
     storage.clean_up(&Record::path(vmx))?;
     Ok(lock)
 }
 
 /// The same for what may go on beside others of its kind, but not beside an operation.
 pub(crate) fn lock_shared(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
-    Ok(storage.lock(&vmx.with_suffix(LOCK_SUFFIX), LockMode::Shared)?)
+    Ok(storage.lock(&lock_path(vmx), LockMode::Shared)?)
+}
+
+pub(crate) fn lock_path(vmx: &StoragePath) -> StoragePath {
+    vmx.with_suffix(LOCK_SUFFIX)
 }
 
 /// Steps 2 to 4.
@@ -202,7 +225,7 @@ fn prepare_and_commit(
 
 /// Steps 5 and 6.
 fn finish(storage: &dyn Storage, vmx: &StoragePath, record: &Record, ending: Ending) -> Result<Outcome, Error> {
-    let files = stage::publish(storage, record)
+    let files = publish::publish(storage, record)
         .and_then(|files| Record::remove(storage, vmx).map(|()| files))
         .map_err(|source| Error::Incomplete { operation: record.operation, source: Box::new(source) })?;
     Ok(Outcome { operation: record.operation, ending, files })
@@ -236,7 +259,7 @@ fn undo(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(),
 }
 
 fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -> Result<(), Error> {
-    let reason = match power_state(storage, vmx, &read_dictionary(storage, vmx)?)? {
+    let reason = match power_state(storage, vmx, &Entries::read_vmx(storage, vmx)?)? {
         PowerState::Off => return Ok(()),
         PowerState::On { evidence } => Reason::PoweredOn { evidence },
         PowerState::Suspended { evidence } => Reason::Suspended { evidence },
@@ -247,30 +270,29 @@ fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -
 /// The VM could be used while its operation lay interrupted: what was done then decides whether it can go on. Data that was written
 /// meanwhile is no obstacle: conversions whose source has changed begin anew.
 fn check_still_allowed(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
+    check_keys_from_before(storage, vmx, record)?;
+    let mut inventory = survey(storage, vmx)?;
+    inventory.disks.retain(|disk| record.disks.iter().any(|entry| entry.descriptor == disk.path));
+    let reasons = reasons_to_stop(&inventory, record.operation);
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal { operation: record.operation, vmx: vmx.to_string(), reasons }.into())
+}
+
+fn check_keys_from_before(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
     let changed = |path: &str| Err(Error::ChangedSince { path: path.to_owned(), operation: record.operation });
-    let bundle = text(&read_dictionary(storage, vmx)?, vmx, BUNDLE_NAME)?;
-    if bundle != record.old_bundle {
+    if Entries::read_vmx(storage, vmx)?.bundle() != record.old_bundle.as_deref() {
         return changed(vmx.as_str());
     }
     for disk in &record.disks {
         let (descriptor, _) = DiskLayout::read_descriptor(storage, &StoragePath::new(&disk.descriptor)?)?;
-        let encryption = Encryption::from_descriptor(&descriptor)?;
         let expected = disk.old_keys.as_deref().map(|keys| disk.encryption(keys)).transpose()?;
-        if encryption != expected {
+        if Encryption::from_descriptor(&descriptor)? != expected {
             return changed(&disk.descriptor);
         }
     }
-    if record.operation == Operation::ShallowRecrypt {
-        return Ok(());
-    }
-    check_power(storage, vmx, record.operation)?;
-    match survey(storage, vmx)?.snapshots {
-        Snapshots::None => Ok(()),
-        Snapshots::OneBranch { count } | Snapshots::SeveralBranches { count, .. } => {
-            let reasons = vec![Reason::Snapshots { count }];
-            Err(Refusal { operation: record.operation, vmx: vmx.to_string(), reasons }.into())
-        }
-    }
+    Ok(())
 }
 
 /// Refuses before the first byte what would fail at the last.

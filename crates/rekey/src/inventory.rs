@@ -18,7 +18,9 @@ pub struct Inventory {
     pub encryption: Encryption,
     /// The VM files with guest data (NVRAM), in the order of their names.
     pub files: Vec<VmFile>,
-    /// The VM's disks in the order of the VMX.
+    /// Files with guest memory or device state that a snapshot or a suspended VM left beside it.
+    pub guest_memory: Vec<String>,
+    /// The VM's disks in the order of their nodes.
     pub disks: Vec<VmDisk>,
     /// The operation that was interrupted, where there is one.
     pub pending: Option<Pending>,
@@ -157,6 +159,8 @@ pub struct Pending {
     pub operation: crate::Operation,
     /// Whether the commit point is behind it: then it can only be completed.
     pub committed: bool,
+    /// Whether somebody is at work on it right now.
+    pub running: bool,
     /// The KEKs that completing it needs.
     pub key_ids: Vec<KeyId>,
 }

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod compare;
 mod convert;
 mod error;
 mod execute;
@@ -22,6 +23,7 @@ mod plan;
 mod power;
 mod prepare;
 mod progress;
+mod publish;
 mod record;
 mod refusal;
 mod secrets;
@@ -30,14 +32,16 @@ mod stage;
 mod survey;
 mod unlock;
 mod verify;
+mod vmx;
 
 pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, resume, rollback};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
 pub use progress::{Progress, Unwatched, Watch};
+pub use publish::Changes;
 pub use refusal::{Reason, Refusal};
 pub use secrets::VmSecrets;
-pub use survey::{survey, survey_disk};
+pub use survey::{pending, survey, survey_disk};
 pub use unlock::{Unlocked, open_plain_disk, unlock};
 pub use verify::{Verified, verify};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vmseal_disk::UnitSize;
 use vmseal_keys::{KeyId, ProviderName};
 
-use crate::inventory::{Encryption, Inventory, PowerState, Snapshots, VmDisk};
+use crate::inventory::{Encryption, Inventory, Pending, PowerState, Snapshots, VmDisk};
 use crate::refusal::{Reason, Refusal};
 
 /// What is wanted of a VM.
@@ -20,11 +20,19 @@ pub struct Request {
     pub(crate) disks: Disks,
     pub(crate) unit: UnitSize,
     pub(crate) drop_recovery: bool,
+    pub(crate) forget_detached: bool,
 }
 
 impl Request {
     fn new(operation: Operation, provider: Option<ProviderName>) -> Self {
-        Self { operation, provider, disks: Disks::All, unit: UnitSize::B512, drop_recovery: false }
+        Self {
+            operation,
+            provider,
+            disks: Disks::All,
+            unit: UnitSize::B512,
+            drop_recovery: false,
+            forget_detached: false,
+        }
     }
 
     /// Encrypt the VM, with all its disks, under a new KEK of `provider`.
@@ -72,6 +80,13 @@ impl Request {
     #[must_use]
     pub fn drop_recovery(mut self) -> Self {
         self.drop_recovery = true;
+        self
+    }
+
+    /// Lets a decryption go on although the VM's bundle holds keys of disks or files that are not attached now: those keys are gone afterwards.
+    #[must_use]
+    pub fn forget_detached(mut self) -> Self {
+        self.forget_detached = true;
         self
     }
 }
@@ -339,14 +354,32 @@ fn encrypted_links(inventory: &Inventory) -> Vec<String> {
 
 /// Every rule, a line each.
 fn reasons(inventory: &Inventory, request: &Request) -> Vec<Reason> {
-    let operation = request.operation;
-    let shallow = operation == Operation::ShallowRecrypt;
     let chosen = chosen_disks(inventory, request);
     let mut reasons = Vec::new();
-
-    if let Some(pending) = &inventory.pending {
-        reasons.push(Reason::Pending { operation: pending.operation, committed: pending.committed });
+    if let Some(Pending { operation, committed, running, .. }) = inventory.pending {
+        reasons.push(Reason::Pending { operation, committed, running });
     }
+    reasons.extend(state_reasons(inventory, request.operation, &chosen));
+    if let Encryption::Foreign { what } = &inventory.encryption {
+        reasons.push(Reason::ForeignVm { what: what.clone() });
+    }
+    if request.operation == Operation::Encrypt {
+        encrypt_reasons(inventory, request, &chosen, &mut reasons);
+    } else if inventory.encryption.is_none() {
+        reasons.push(Reason::NotEncrypted);
+    }
+    reasons
+}
+
+/// The rules that hold for as long as an operation is under way, also when it is resumed.
+pub(crate) fn reasons_to_stop(inventory: &Inventory, operation: Operation) -> Vec<Reason> {
+    state_reasons(inventory, operation, &inventory.disks.iter().collect::<Vec<_>>())
+}
+
+/// The rules about the VM's state, a row of vSphere's table each.
+fn state_reasons(inventory: &Inventory, operation: Operation, chosen: &[&VmDisk]) -> Vec<Reason> {
+    let shallow = operation == Operation::ShallowRecrypt;
+    let mut reasons = Vec::new();
     match &inventory.power {
         PowerState::Off => {}
         PowerState::On { evidence } if shallow => {
@@ -369,7 +402,7 @@ fn reasons(inventory: &Inventory, request: &Request) -> Vec<Reason> {
     if let Some(parent) = &inventory.linked_to {
         reasons.push(Reason::LinkedClone { parent: parent.clone() });
     }
-    for disk in &chosen {
+    for disk in chosen {
         if let Some(other) = &disk.shared_with {
             reasons.push(Reason::SharedDisk { disk: disk.path.clone(), with: other.clone() });
         }
@@ -379,14 +412,6 @@ fn reasons(inventory: &Inventory, request: &Request) -> Vec<Reason> {
         if let (Some(what), false) = (&disk.unsupported, shallow) {
             reasons.push(Reason::UnsupportedDisk { disk: disk.path.clone(), what: what.clone() });
         }
-    }
-    if let Encryption::Foreign { what } = &inventory.encryption {
-        reasons.push(Reason::ForeignVm { what: what.clone() });
-    }
-    if operation == Operation::Encrypt {
-        encrypt_reasons(inventory, request, &chosen, &mut reasons);
-    } else if inventory.encryption.is_none() {
-        reasons.push(Reason::NotEncrypted);
     }
     reasons
 }
@@ -402,6 +427,13 @@ fn encrypt_reasons(inventory: &Inventory, request: &Request, chosen: &[&VmDisk],
     }
     if inventory.disks.is_empty() && request.disks == Disks::All {
         reasons.push(Reason::NoDisks);
+    }
+    // With snapshots or a suspended VM that reason says it already.
+    if inventory.snapshots == Snapshots::None {
+        reasons.extend(inventory.guest_memory.iter().map(|file| Reason::GuestMemory { file: file.clone() }));
+    }
+    for file in inventory.files.iter().filter(|file| file.sealed && inventory.encryption.is_none()) {
+        reasons.push(Reason::ForeignFile { file: file.path.clone() });
     }
     for disk in chosen {
         // Where all disks of an encrypted VM were asked for, the one reason says it.

@@ -1,43 +1,54 @@
 //! Whether a VM runs, by what hypervisors leave beside its files.
 
-use vmseal_formats::Dictionary;
 use vmseal_storage::{Storage, StoragePath};
 
 use crate::error::Error;
 use crate::inventory::PowerState;
-use crate::survey::{beside, companion, disk_names, text};
+use crate::vmx::{Entries, stem};
 
-pub(crate) fn power_state(
-    storage: &dyn Storage,
-    vmx: &StoragePath,
-    dictionary: &Dictionary,
-) -> Result<PowerState, Error> {
+pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &Entries) -> Result<PowerState, Error> {
     let on = |path: StoragePath| PowerState::On { evidence: path.to_string() };
     // Workstation, Fusion and ESXi lock the VMX; a disk in use has its lock too.
-    let mut locked = vec![vmx.clone()];
-    for (_, name) in disk_names(dictionary, vmx)? {
-        locked.push(beside(vmx, &name)?);
-    }
-    for path in locked {
+    let disks = entries.disks()?.into_iter().map(|(_, path)| path);
+    for path in core::iter::once(vmx.clone()).chain(disks) {
         let lock = path.with_suffix(".lck");
         if storage.metadata(&lock)?.is_some() {
             return Ok(on(lock));
         }
     }
     // ESXi keeps the swap file of a running VM beside it, and removes it when the VM is powered off.
-    let swap = match text(dictionary, vmx, "sched.swap.derivedName")? {
-        Some(name) if !name.is_empty() => beside(vmx, name.rsplit('/').next().unwrap_or(&name))?,
-        _ => companion(vmx, "vswp")?,
-    };
-    if storage.metadata(&swap)?.is_some() {
+    if let Some(name) = entries.value("sched.swap.derivedname").filter(|name| !name.is_empty()) {
+        let swap = entries.beside(name.rsplit('/').next().unwrap_or(name))?;
+        if storage.metadata(&swap)?.is_some() {
+            return Ok(on(swap));
+        }
+    }
+    if let Some(swap) = own_files(storage, vmx, &["vswp"])?.pop() {
         return Ok(on(swap));
     }
-    if let Some(state) = text(dictionary, vmx, "checkpoint.vmState")?.filter(|name| !name.is_empty()) {
-        return Ok(PowerState::Suspended { evidence: state });
+    if let Some(state) = entries.value("checkpoint.vmstate").filter(|name| !name.is_empty()) {
+        return Ok(PowerState::Suspended { evidence: state.to_owned() });
     }
-    let state = companion(vmx, "vmss")?;
-    if storage.metadata(&state)?.is_some() {
+    if let Some(state) = own_files(storage, vmx, &["vmss"])?.pop() {
         return Ok(PowerState::Suspended { evidence: state.to_string() });
     }
     Ok(PowerState::Off)
+}
+
+/// Files with the guest's memory or the state of its devices that lie beside a VM: what a snapshot or a suspended VM left.
+pub(crate) fn guest_memory(storage: &dyn Storage, vmx: &StoragePath) -> Result<Vec<String>, Error> {
+    Ok(own_files(storage, vmx, &["vmem", "vmsn"])?.iter().map(StoragePath::to_string).collect())
+}
+
+/// The files of the VM with one of these extensions: `web01.vswp`, `web01-1f.vswp`.
+fn own_files(storage: &dyn Storage, vmx: &StoragePath, extensions: &[&str]) -> Result<Vec<StoragePath>, Error> {
+    let mut files = Vec::new();
+    for name in storage.list(&vmx.folder())? {
+        let Some((rest, extension)) = name.rsplit_once('.') else { continue };
+        let is_own = rest.strip_prefix(stem(vmx)).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        if is_own && extensions.iter().any(|wanted| extension.eq_ignore_ascii_case(wanted)) {
+            files.push(vmx.sibling(&name)?);
+        }
+    }
+    Ok(files)
 }

@@ -2,7 +2,7 @@
 
 use rand_core::TryCryptoRng;
 use vmseal_disk::{DiskId, DiskLayout, Encryption, HolePolicy, UnitSize};
-use vmseal_formats::KeyList;
+use vmseal_formats::{KeyList, Locator, envelope};
 use vmseal_keys::{Dek, FileKey, Kek, KeyId, KeySource, system_rng};
 use vmseal_storage::{Storage, StoragePath};
 use zeroize::Zeroizing;
@@ -12,17 +12,20 @@ use crate::material::{Material, open_bundle, open_dek, parse_list};
 use crate::plan::{KekChange, Operation, Plan, Step};
 use crate::record::{DiskRecord, FileRecord, Record};
 use crate::secrets::{VmSecrets, random_id};
-use crate::survey::{BUNDLE_NAME, beside, disk_names, read_dictionary, text};
+use crate::survey::read_start;
+use crate::vmx::Entries;
 
 /// Makes the keys that `plan` asks for, and the record of the operation.
 pub(crate) fn begin(storage: &dyn Storage, plan: &Plan, keys: &mut dyn KeySource) -> Result<(Record, Material), Error> {
     let vmx = StoragePath::new(plan.vmx())?;
     let mut rng = system_rng();
     let mut record = Record::begin(plan.operation(), plan.vmx());
-    record.old_bundle = text(&read_dictionary(storage, &vmx)?, &vmx, BUNDLE_NAME)?;
+    let entries = Entries::read_vmx(storage, &vmx)?;
+    record.old_bundle = entries.bundle().map(str::to_owned);
     let old = record.old_bundle.as_deref().map(|list| open_bundle(list, plan.vmx(), keys)).transpose()?;
     if let Some(old) = &old {
-        check_disks(storage, &vmx, old)?;
+        check_members(storage, &entries, &vmx, old)?;
+        check_all_planned(plan, old)?;
     }
     let wrapping = Wrapping::new(plan, record.old_bundle.as_deref(), keys)?;
     let mut new = new_secrets(plan, old.as_ref(), &mut rng)?;
@@ -54,19 +57,54 @@ pub(crate) fn begin(storage: &dyn Storage, plan: &Plan, keys: &mut dyn KeySource
     Ok((record, Material { old, new, deks }))
 }
 
-/// The VMX and the descriptors have to agree about what is encrypted: a disk that lost its entries would be enciphered twice.
-pub(crate) fn check_disks(storage: &dyn Storage, vmx: &StoragePath, secrets: &VmSecrets) -> Result<(), Error> {
-    for (_, name) in disk_names(&read_dictionary(storage, vmx)?, vmx)? {
-        let path = beside(vmx, &name)?;
-        if secrets.disk_id(path.as_str()).is_none() {
-            continue;
-        }
+/// The bundle, the descriptors and the VM files have to agree about what is encrypted and which disk is which: a disk that lost its
+/// entries would be enciphered twice, one with another's entries would be deciphered to noise.
+pub(crate) fn check_members(
+    storage: &dyn Storage,
+    entries: &Entries,
+    vmx: &StoragePath,
+    secrets: &VmSecrets,
+) -> Result<(), Error> {
+    let mut attached = Vec::new();
+    for (_, path) in entries.disks()? {
         let (descriptor, _) = DiskLayout::read_descriptor(storage, &path)?;
-        if Encryption::from_descriptor(&descriptor)?.is_none() && descriptor.parent_cid().is_none() {
-            return Err(Error::Disagreement { vmx: vmx.to_string(), disk: path.to_string() });
+        let known = secrets.disk_id(path.as_str());
+        match (known, Encryption::from_descriptor(&descriptor)?.map(|encryption| encryption.id())) {
+            (None, None) => {}
+            (Some(_), None) if descriptor.parent_cid().is_some() => {}
+            (Some(_), None) => return Err(Error::Disagreement { vmx: vmx.to_string(), disk: path.to_string() }),
+            (known, Some(id)) => {
+                let is_other = known.is_some_and(|known| known != id) || !secrets.has_disk(id);
+                if is_other || attached.contains(&id) {
+                    return Err(Error::WrongDisk { path: path.to_string() });
+                }
+                attached.push(id);
+            }
+        }
+    }
+    let nvram = entries.nvram()?;
+    if storage.metadata(&nvram)?.is_some() {
+        let sealed = envelope::is_envelope(&read_start(storage, &nvram)?);
+        if sealed != secrets.file_key(nvram.as_str()).is_some() {
+            return Err(Error::SealedFile { path: nvram.to_string(), sealed });
         }
     }
     Ok(())
+}
+
+/// A decryption drops the bundle: every disk and file whose key is only there has to be part of it.
+fn check_all_planned(plan: &Plan, old: &VmSecrets) -> Result<(), Error> {
+    if plan.operation() != Operation::Decrypt || plan.request.forget_detached {
+        return Ok(());
+    }
+    let planned = |wanted: &str| {
+        plan.steps().iter().any(|step| match step {
+            Step::ConvertDisk { path, .. } | Step::ConvertFile { path, .. } => path == wanted,
+            Step::RewrapDisk { .. } | Step::ReplaceVmx { .. } => false,
+        })
+    };
+    let names: Vec<String> = old.member_names().filter(|name| !planned(name)).map(str::to_owned).collect();
+    if names.is_empty() { Ok(()) } else { Err(Error::NotAttached { names }) }
 }
 
 /// The secrets that the VM will have.
@@ -101,7 +139,9 @@ fn begin_disk<R: TryCryptoRng>(
     let (descriptor, _) = DiskLayout::read_descriptor(storage, &storage_path)?;
     let Some(encryption) = Encryption::from_descriptor(&descriptor)? else {
         let unit = plan.request.unit;
-        DiskLayout::open(storage, &storage_path)?.check_unit(unit)?;
+        let layout = DiskLayout::open(storage, &storage_path)?;
+        layout.check_unit(unit)?;
+        layout.check_files(storage)?;
         return Ok((NewDisk { id: DiskId::from_bytes(random_id(rng)?), unit, old_keys: None }, None));
     };
     // A wrapped DEK that was brought here from elsewhere carries an ID that this VM's bundle does not know.
@@ -109,6 +149,9 @@ fn begin_disk<R: TryCryptoRng>(
         return Err(Error::WrongDisk { path: path.to_owned() });
     }
     let dek = open_dek(&encryption, path, keys)?;
+    if plan.operation() != Operation::ShallowRecrypt {
+        DiskLayout::open(storage, &storage_path)?.check_files(storage)?;
+    }
     let old_keys = Some(encryption.keys().to_string());
     Ok((NewDisk { id: encryption.id(), unit: encryption.unit(), old_keys }, Some(dek)))
 }
@@ -158,19 +201,15 @@ struct Wrapping {
 impl Wrapping {
     fn new(plan: &Plan, old_bundle: Option<&str>, keys: &mut dyn KeySource) -> Result<Option<Self>, Error> {
         let keeps_phrases = plan.operation() == Operation::ShallowRecrypt;
-        let had_phrase = match old_bundle {
-            Some(list) => parse_list(list, plan.vmx())?.has_phrase(),
-            None => false,
-        };
         let phrase = keys.phrase().filter(|_| !keeps_phrases).map(|phrase| Zeroizing::new(phrase.to_vec()));
+        if !keeps_phrases && !plan.request.drop_recovery && !matches!(plan.kek(), KekChange::Drop { .. }) {
+            check_phrase(plan, old_bundle, phrase.is_some(), keys)?;
+        }
         let kek_id = match plan.kek() {
-            KekChange::Drop { .. } => return Ok(None),
-            _ if had_phrase && !keeps_phrases && phrase.is_none() && !plan.request.drop_recovery => {
-                return Err(Error::RecoveryPhraseNeeded);
-            }
             // Made by its provider, then asked for by its ID: a key that cannot be had again is never used.
             KekChange::New { provider } => keys.create(provider)?,
             KekChange::Keep { key_id } => key_id.clone(),
+            KekChange::Drop { .. } => return Ok(None),
         };
         let kek = keys.fetch(&kek_id)?;
         Ok(Some(Self { kek_id, kek, phrase, keeps_phrases }))
@@ -195,5 +234,17 @@ impl Wrapping {
             }
         }
         Ok(list)
+    }
+}
+
+/// All of a VM is opened by one recovery password: another one would open parts of it.
+fn check_phrase(plan: &Plan, old_bundle: Option<&str>, is_given: bool, keys: &mut dyn KeySource) -> Result<(), Error> {
+    let mut phrases = old_bundle.map_or_else(|| Ok(KeyList::new()), |list| parse_list(list, plan.vmx()))?;
+    phrases.retain(|pair| matches!(pair.locker, Locator::Phrase { .. }));
+    match (phrases.has_phrase(), is_given) {
+        (true, false) => Err(Error::RecoveryPhraseNeeded),
+        (true, true) if phrases.open_with(keys).is_err() => Err(Error::RecoveryPhraseWrong),
+        (false, true) if matches!(plan.kek(), KekChange::Keep { .. }) => Err(Error::RecoveryPhraseForPart),
+        _ => Ok(()),
     }
 }

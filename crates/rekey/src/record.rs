@@ -106,11 +106,42 @@ pub(crate) struct FileRecord {
 pub(crate) struct Staged {
     /// The file that will be replaced.
     pub(crate) target: String,
+    pub(crate) role: Role,
     /// The state of the file when copying began; a file that has changed since is copied from its start.
     pub(crate) source_version: Option<u64>,
     /// Bytes of the successor that are durable, from the start of the file.
     pub(crate) done_bytes: u64,
     pub(crate) complete: bool,
+    /// What the complete successor looks like, of an extent or a VM file.
+    pub(crate) sample: Option<Sample>,
+}
+
+/// What a file is to the VM.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// The descriptor file of the disk at this index.
+    Descriptor {
+        disk: usize,
+    },
+    /// An extent of the disk at this index.
+    Extent {
+        disk: usize,
+    },
+    /// The VM file at this index.
+    File {
+        file: usize,
+    },
+    Vmx,
+}
+
+/// Enough of a file to know it again: SHA-256 of 64 KiB at its start and 64 KiB at `probe`, the first of the guest's bytes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sample {
+    pub(crate) len_bytes: u64,
+    pub(crate) probe: u64,
+    pub(crate) digest: String,
 }
 
 /// Bytes to overwrite in a file.
@@ -138,6 +169,14 @@ impl Record {
             staged: Vec::new(),
             patches: Vec::new(),
         }
+    }
+
+    /// The disk at an index that the record itself names.
+    pub(crate) fn disk(&self, index: usize) -> Result<&DiskRecord, Error> {
+        self.disks.get(index).ok_or_else(|| Error::RecordDamaged {
+            path: format!("{}{SUFFIX}", self.vmx),
+            what: "it names a disk that it does not have".to_owned(),
+        })
     }
 
     /// Where the record of a VM lies.

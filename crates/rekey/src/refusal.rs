@@ -55,6 +55,16 @@ pub enum Reason {
         /// What was found.
         what: String,
     },
+    /// A VM file is an envelope, and the VM is not encrypted: its key is nowhere.
+    ForeignFile {
+        /// The file.
+        file: String,
+    },
+    /// A file with guest memory would stay in the clear.
+    GuestMemory {
+        /// The file.
+        file: String,
+    },
     /// A shallow recrypt of a running VM with a disk on an IDE controller.
     IdeWhilePoweredOn {
         /// What shows that it runs.
@@ -86,6 +96,8 @@ pub enum Reason {
         operation: Operation,
         /// Whether it can only be completed.
         committed: bool,
+        /// Whether somebody is at work on it right now.
+        running: bool,
     },
     /// The VM runs.
     PoweredOn {
@@ -145,6 +157,14 @@ impl fmt::Display for Reason {
             Self::DiskAlreadyEncrypted { disk } => write!(f, "{disk} is already encrypted; leave it out"),
             Self::ForeignDisk { disk, what } => write!(f, "{disk}: {what}"),
             Self::ForeignVm { what } => f.write_str(what),
+            Self::ForeignFile { file } => write!(
+                f,
+                "{file} is an encrypted envelope, and the VM is not encrypted; restore it, or the VMX that has its key, from a copy"
+            ),
+            Self::GuestMemory { file } => write!(
+                f,
+                "{file} holds memory or device state of the guest and would stay in the clear; remove it if no snapshot needs it"
+            ),
             Self::IdeWhilePoweredOn { evidence, disk } => {
                 write!(f, "the VM is powered on ({evidence}) and {disk} is on an IDE controller; power it off first")
             }
@@ -160,11 +180,14 @@ impl fmt::Display for Reason {
                 f,
                 "the VM's key {key_id} is not of provider {wanted}; name the VM's own provider, or recrypt the VM to {wanted} first"
             ),
-            Self::Pending { operation, committed: false } => write!(
+            Self::Pending { operation, running: true, .. } => {
+                write!(f, "another {operation} of the VM is under way; wait until it has ended")
+            }
+            Self::Pending { operation, committed: false, .. } => write!(
                 f,
                 "an interrupted {operation} has to end first; complete it with `resume`, or undo it with `resume --rollback`"
             ),
-            Self::Pending { operation, committed: true } => {
+            Self::Pending { operation, committed: true, .. } => {
                 write!(f, "an interrupted {operation} has to end first; complete it with `resume`")
             }
             Self::PoweredOn { evidence } => write!(

@@ -91,6 +91,11 @@ impl VmSecrets {
         self.files.iter().find(|(known, _)| known == name).map(|(_, key)| key)
     }
 
+    /// The names of all disks and files whose keys depend on these secrets.
+    pub(crate) fn member_names(&self) -> impl Iterator<Item = &str> {
+        self.disks.iter().map(|(name, _)| name.as_str()).chain(self.files.iter().map(|(name, _)| name.as_str()))
+    }
+
     /// The ID that the encrypted disk of this name had when it was encrypted.
     pub(crate) fn disk_id(&self, path: &str) -> Option<DiskId> {
         self.disks.iter().find(|(known, _)| known == path).map(|(_, id)| *id)

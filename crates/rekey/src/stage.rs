@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 
 use base64ct::{Base64, Encoding};
-use vmseal_disk::{DescriptorPlace, DiskLayout, Encryption};
+use vmseal_disk::{DescriptorPlace, DiskLayout, Encryption, PieceKind};
 use vmseal_formats::{Descriptor, Dictionary, envelope};
 use vmseal_keys::{Context, Purpose, system_rng};
 use vmseal_storage::{Access, File, Storage, StoragePath};
@@ -13,9 +13,10 @@ use crate::convert::Conversion;
 use crate::error::Error;
 use crate::material::Material;
 use crate::plan::Operation;
-use crate::record::{DiskRecord, FileRecord, Patch, Record, RecordKey, Staged, staged_path};
+use crate::publish::take_sample;
+use crate::record::{DiskRecord, FileRecord, Patch, Record, RecordKey, Role, Staged, staged_path};
 use crate::secrets::{VmSecrets, hex};
-use crate::survey::{BUNDLE_NAME, PROFILE_NAME, read_dictionary};
+use crate::vmx::{BUNDLE_NAME, Entries, PROFILE_NAME};
 
 /// NVRAM is at most some hundred KiB; a file of this kind that is longer is something else.
 const VM_FILE_LEN_MAX: u64 = 64 << 20;
@@ -36,6 +37,17 @@ enum JobKind {
     File { index: usize },
     /// The VMX.
     Vmx,
+}
+
+impl JobKind {
+    fn role(&self) -> Role {
+        match *self {
+            Self::Extent { disk, .. } => Role::Extent { disk },
+            Self::Descriptor { disk } => Role::Descriptor { disk },
+            Self::File { index } => Role::File { file: index },
+            Self::Vmx => Role::Vmx,
+        }
+    }
 }
 
 /// The files that the operation writes, in the order in which they are written and published: data before what describes it, and
@@ -78,9 +90,11 @@ pub(crate) fn staged(storage: &dyn Storage, jobs: &[Job]) -> Result<Vec<Staged>,
             }
             Ok(Staged {
                 target: job.target.to_string(),
+                role: job.kind.role(),
                 source_version: version(storage, &job.target)?,
                 done_bytes: 0,
                 complete: false,
+                sample: None,
             })
         })
         .collect()
@@ -119,14 +133,22 @@ pub(crate) fn has_changed(storage: &dyn Storage, staged: &Staged) -> Result<bool
     Ok(version(storage, &StoragePath::new(&staged.target)?)? != staged.source_version)
 }
 
-/// Lets every file begin anew whose source is not certain to be what it was: it was written, replaced by a copy, or lies on
-/// storage that cannot tell.
+/// Lets every file begin anew whose successor is gone, or whose source is not certain to be what it was: it was written, replaced by a
+/// copy, or lies on storage that cannot tell.
 pub(crate) fn forget_changed(storage: &dyn Storage, record: &mut Record) -> Result<(), Error> {
     for staged in &mut record.staged {
-        if staged.source_version.is_none() || has_changed(storage, staged)? {
+        let target = StoragePath::new(&staged.target)?;
+        let successor = storage.metadata(&staged_path(&target))?;
+        let is_whole = match (&successor, &staged.sample) {
+            (None, _) => false,
+            (Some(successor), Some(sample)) => successor.len == sample.len_bytes,
+            (Some(_), None) => true,
+        };
+        if !is_whole || staged.source_version.is_none() || has_changed(storage, staged)? {
             staged.done_bytes = 0;
             staged.complete = false;
-            staged.source_version = version(storage, &StoragePath::new(&staged.target)?)?;
+            staged.sample = None;
+            staged.source_version = version(storage, &target)?;
         }
     }
     Ok(())
@@ -157,7 +179,10 @@ pub(crate) fn write(
         }
         record.staged[index].done_bytes = 0;
         record.staged[index].source_version = version(storage, &job.target)?;
-        storage.create(&path, Some(&job.target))?
+        let file = storage.create(&path, Some(&job.target))?;
+        // The record must not say that a part of it is durable before its name is.
+        storage.sync_folder(&job.target.folder())?;
+        file
     };
     match &job.kind {
         JobKind::Extent { disk, layout } => {
@@ -171,17 +196,37 @@ pub(crate) fn write(
             let text = convert_file(storage, &record.files[*index], material)?;
             put(target.as_ref(), &text)?;
         }
-        JobKind::Vmx => put(target.as_ref(), &new_vmx(read_dictionary(storage, &job.target)?, record))?,
+        JobKind::Vmx => {
+            let entries = Entries::read_vmx(storage, &job.target)?;
+            put(target.as_ref(), &new_vmx(entries.dictionary().clone(), record)?)?;
+        }
     }
     record.staged[index].done_bytes = job.len_bytes;
     record.staged[index].complete = true;
+    record.staged[index].sample = match &job.kind {
+        JobKind::Extent { layout, .. } => Some(take_sample(target.as_ref(), probe(storage, job, layout)?)?),
+        JobKind::File { .. } => Some(take_sample(target.as_ref(), 0)?),
+        JobKind::Descriptor { .. } | JobKind::Vmx => None,
+    };
     if !matches!(job.kind, JobKind::Extent { .. }) && report(job.len_bytes).is_break() {
         return Err(Error::Stopped);
     }
     Ok(())
 }
 
-fn put(target: &dyn File, bytes: &[u8]) -> Result<(), Error> {
+/// Where the first of the guest's bytes lie in an extent file.
+fn probe(storage: &dyn Storage, job: &Job, layout: &DiskLayout) -> Result<u64, Error> {
+    let source = storage.open(&job.target, Access::Read)?;
+    for piece in layout.pieces(source.as_ref(), &job.target)? {
+        let piece = piece?;
+        if let PieceKind::Guest { .. } = piece.kind {
+            return Ok(piece.file_range.start);
+        }
+    }
+    Ok(0)
+}
+
+pub(crate) fn put(target: &dyn File, bytes: &[u8]) -> Result<(), Error> {
     target.write_at(bytes, 0)?;
     target.sync()?;
     Ok(())
@@ -218,7 +263,7 @@ fn write_extent(
 }
 
 /// The descriptor that a disk will have: the old text, and the new keys or none.
-fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Descriptor, Error> {
+pub(crate) fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Descriptor, Error> {
     let mut descriptor = old.clone();
     let encryption = disk.new_keys.as_deref().map(|keys| disk.encryption(keys)).transpose()?;
     match &encryption {
@@ -234,7 +279,7 @@ fn new_descriptor(old: &Descriptor, disk: &DiskRecord) -> Result<Descriptor, Err
 }
 
 /// A descriptor as it lies inside an extent: the text, and zeros to the end of its room.
-fn embedded(descriptor: &Descriptor, path: &StoragePath, room: u64) -> Result<Vec<u8>, Error> {
+pub(crate) fn embedded(descriptor: &Descriptor, path: &StoragePath, room: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = descriptor.text().to_vec();
     let needed = bytes.len() as u64;
     if needed > room {
@@ -271,7 +316,7 @@ fn convert_file(storage: &dyn Storage, file: &FileRecord, material: &Material) -
 }
 
 /// The VMX with its new bundle, or without one.
-fn new_vmx(mut dictionary: Dictionary, record: &Record) -> Zeroizing<Vec<u8>> {
+pub(crate) fn new_vmx(mut dictionary: Dictionary, record: &Record) -> Result<Zeroizing<Vec<u8>>, Error> {
     match &record.new_bundle {
         Some(list) => {
             dictionary.set(PROFILE_NAME, b"1");
@@ -282,35 +327,12 @@ fn new_vmx(mut dictionary: Dictionary, record: &Record) -> Zeroizing<Vec<u8>> {
             dictionary.remove(PROFILE_NAME);
         }
     }
-    dictionary.to_bytes()
-}
-
-/// Puts every successor in its place; doing it again does no harm. Returns the files that have changed.
-pub(crate) fn publish(storage: &dyn Storage, record: &Record) -> Result<Vec<String>, Error> {
-    let mut folders = Vec::new();
-    let mut files = Vec::new();
-    for staged in &record.staged {
-        let target = StoragePath::new(&staged.target)?;
-        let successor = staged_path(&target);
-        if storage.metadata(&successor)?.is_some() {
-            storage.rename(&successor, &target)?;
-        }
-        if !folders.contains(&target.folder()) {
-            folders.push(target.folder());
-        }
-        files.push(staged.target.clone());
+    // Read again: the keys of everything else hang on this one entry.
+    if dictionary.value(BUNDLE_NAME).map(|bundle| bundle.to_vec())
+        != record.new_bundle.as_ref().map(|list| list.as_bytes().to_vec())
+    {
+        let what = "it cannot hold the encrypted bundle; simplify it by hand".to_owned();
+        return Err(Error::Vm { path: record.vmx.clone(), what });
     }
-    for patch in &record.patches {
-        let path = StoragePath::new(&patch.target)?;
-        let bytes = Base64::decode_vec(&patch.bytes)
-            .map_err(|_| Error::RecordDamaged { path: patch.target.clone(), what: "a patch is not base64".into() })?;
-        let file = storage.open(&path, Access::ReadWrite)?;
-        file.write_at(&bytes, patch.offset)?;
-        file.sync()?;
-        files.push(patch.target.clone());
-    }
-    for folder in &folders {
-        storage.sync_folder(folder)?;
-    }
-    Ok(files)
+    Ok(dictionary.to_bytes())
 }

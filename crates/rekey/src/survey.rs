@@ -1,62 +1,59 @@
 //! Reads a VM from storage into an [`Inventory`]: no key is needed, nothing is written.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use vmseal_disk::DiskLayout;
-use vmseal_formats::{Descriptor, Dictionary, KeyList};
-use vmseal_storage::{Access, Kind, Storage, StoragePath};
+use vmseal_formats::{Descriptor, KeyList, envelope};
+use vmseal_storage::{Access, Kind, LockMode, Storage, StoragePath};
 
 use crate::chain;
 use crate::error::Error;
+use crate::execute::lock_path;
 use crate::inventory::{Encryption, Inventory, Pending, VmDisk, VmFile};
 use crate::plan::Operation;
-use crate::power::power_state;
+use crate::power::{guest_memory, power_state};
 use crate::record::{Phase, Record};
 use crate::snapshots::snapshots;
+use crate::vmx::{Entries, PROFILE_NAME};
 
-/// A VMX or VMSD is a few KiB; none is longer than this.
-const DICTIONARY_LEN_MAX: u64 = 4 << 20;
-/// Other VMs in the folder that are looked at for disks they share with this one.
+/// Other VMs in the folders that are looked at for disks they share with this one.
 const NEIGHBOURS_MAX: usize = 256;
-/// The entry of a VMX that says that `encryption.bundle` is vmseal's.
-pub(crate) const PROFILE_NAME: &str = "vmseal.profile";
-/// The entry that holds the locator list with the wrapped secrets.
-pub(crate) const BUNDLE_NAME: &str = "encryption.bundle";
 
 /// Reads the VM whose VMX is `vmx`.
 ///
 /// # Errors
 /// Where a file is missing, cannot be read or is damaged; the message names it.
 pub fn survey(storage: &dyn Storage, vmx: &StoragePath) -> Result<Inventory, Error> {
-    let dictionary = read_dictionary(storage, vmx)?;
-    check_is_vmx(&dictionary, vmx)?;
+    let entries = Entries::read_vmx(storage, vmx)?;
     let pending = pending(storage, vmx)?;
     // Half-published files do not make a whole VM: only what decides about the way out is told then.
     let committed = pending.as_ref().is_some_and(|pending| pending.committed);
     let mut linked_to = None;
     let mut disks: Vec<VmDisk> = Vec::new();
-    for (node, name) in disk_names(&dictionary, vmx)? {
-        let path = beside(vmx, &name)?;
-        if committed && storage.metadata(&path)?.is_none() {
-            continue;
+    for (node, path) in entries.disks()? {
+        match disk(storage, &vmx.folder(), node, &path) {
+            Ok((disk, outside)) => {
+                linked_to = linked_to.or(outside);
+                disks.push(disk);
+            }
+            Err(_) if committed => {}
+            Err(error) => return Err(error),
         }
-        if disks.iter().any(|disk| disk.path == path.as_str()) {
-            return Err(Error::Vm {
-                path: vmx.to_string(),
-                what: format!("{name} is attached twice; remove one of the two entries"),
-            });
-        }
-        let (disk, outside) = disk(storage, &vmx.folder(), node, &path)?;
-        linked_to = linked_to.or(outside);
-        disks.push(disk);
     }
-    mark_shared(storage, vmx, &mut disks)?;
+    let files = files(storage, &entries)?;
+    if !committed {
+        check_own_files(storage, vmx, &disks, &files)?;
+        mark_shared(storage, vmx, &mut disks)?;
+    }
     let on_links = disks.iter().any(|disk| !disk.links.is_empty());
     Ok(Inventory {
         vmx: vmx.to_string(),
-        power: power_state(storage, vmx, &dictionary)?,
+        power: power_state(storage, vmx, &entries)?,
         snapshots: snapshots(storage, vmx, on_links)?,
         linked_to,
-        encryption: vm_encryption(&dictionary, vmx)?,
-        files: files(storage, vmx, &dictionary)?,
+        encryption: vm_encryption(&entries)?,
+        files,
+        guest_memory: guest_memory(storage, vmx)?,
         disks,
         pending,
     })
@@ -70,75 +67,28 @@ pub fn survey_disk(storage: &dyn Storage, path: &StoragePath) -> Result<VmDisk, 
     Ok(disk(storage, &path.folder(), String::new(), path)?.0)
 }
 
-/// Reads and splits a dictionary file.
-pub(crate) fn read_dictionary(storage: &dyn Storage, path: &StoragePath) -> Result<Dictionary, Error> {
-    Ok(Dictionary::parse(&storage.read(path, DICTIONARY_LEN_MAX)?))
-}
-
-/// A file without any entry is no VMX, whatever its name.
-fn check_is_vmx(dictionary: &Dictionary, vmx: &StoragePath) -> Result<(), Error> {
-    if dictionary.entries().next().is_some() {
-        return Ok(());
-    }
-    Err(Error::Vm {
-        path: vmx.to_string(),
-        what: "this is no VMX: it has no line of the form name = \"value\"; name the VM's .vmx file".to_owned(),
-    })
-}
-
-/// A name that a VMX uses, as a path: relative to the folder of the VMX.
-pub(crate) fn beside(vmx: &StoragePath, name: &str) -> Result<StoragePath, Error> {
-    vmx.sibling(name).map_err(|source| Error::Vm {
-        path: vmx.to_string(),
-        what: format!(
-            "the file {name} cannot be used ({source}); move it into the VM's folder and name it relative to that"
-        ),
-    })
-}
-
-/// `web01.vmsd` for `web01.vmx`.
-pub(crate) fn companion(vmx: &StoragePath, extension: &str) -> Result<StoragePath, Error> {
-    let name = vmx.file_name();
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    beside(vmx, &format!("{stem}.{extension}"))
-}
-
-pub(crate) fn text(dictionary: &Dictionary, path: &StoragePath, name: &str) -> Result<Option<String>, Error> {
-    dictionary.text(name).map_err(|source| Error::Format { path: path.to_string(), source })
-}
-
-/// The disks of a VMX: node and file name, in the order of the entries.
-pub(crate) fn disk_names(dictionary: &Dictionary, vmx: &StoragePath) -> Result<Vec<(String, String)>, Error> {
-    let mut names = Vec::new();
-    for (name, _) in dictionary.entries() {
-        let Ok(name) = core::str::from_utf8(&name) else { continue };
-        let lower = name.to_ascii_lowercase();
-        let Some(node) = lower.strip_suffix(".filename") else { continue };
-        if !is_disk_node(node) || names.iter().any(|(known, _)| known == node) {
-            continue;
-        }
-        let is_absent =
-            text(dictionary, vmx, &format!("{node}.present"))?.is_some_and(|value| value.eq_ignore_ascii_case("FALSE"));
-        if is_absent {
-            continue;
-        }
-        let Some(file) = text(dictionary, vmx, name)? else { continue };
-        let device = text(dictionary, vmx, &format!("{node}.deviceType"))?.map(|device| device.to_ascii_lowercase());
-        let by_name = file.to_ascii_lowercase().ends_with(".vmdk");
-        if device.as_deref().map_or(by_name, |device| device.contains("disk")) {
-            names.push((node.to_owned(), file));
-        }
-    }
-    Ok(names)
-}
-
-/// `scsi0:1` and the like.
-fn is_disk_node(node: &str) -> bool {
-    let Some(rest) = ["scsi", "sata", "ide", "nvme"].iter().find_map(|bus| node.strip_prefix(bus)) else {
-        return false;
+/// The operation on a VM that was interrupted or is under way, where there is one.
+///
+/// # Errors
+/// [`Error::RecordDamaged`]; [`Error::Storage`].
+pub fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pending>, Error> {
+    let Some(record) = Record::read(storage, vmx)? else { return Ok(None) };
+    let claims = record.claims();
+    let list = match claims.operation {
+        Operation::Decrypt => &claims.old_bundle,
+        _ => &claims.new_bundle,
     };
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    rest.split_once(':').is_some_and(|(bus, slot)| digits(bus) && digits(slot))
+    let key_ids =
+        list.as_deref().and_then(|list| KeyList::parse(list).ok()).map_or_else(Vec::new, |list| list.key_ids());
+    // Whoever works on the VM holds its lock. Storage that gives none here cannot be worked on either.
+    let lock = storage.lock(&lock_path(vmx), LockMode::Shared);
+    Ok(Some(Pending {
+        record: Record::path(vmx).to_string(),
+        operation: claims.operation,
+        committed: claims.phase == Phase::Publish,
+        running: matches!(lock, Err(vmseal_storage::Error::Locked { .. })),
+        key_ids,
+    }))
 }
 
 /// Reads one disk; also its parent outside the VM's folder, where it has one.
@@ -201,76 +151,94 @@ fn stored_bytes(storage: &dyn Storage, layout: &DiskLayout) -> Result<u64, Error
     Ok(total)
 }
 
-fn vm_encryption(dictionary: &Dictionary, vmx: &StoragePath) -> Result<Encryption, Error> {
-    if dictionary.value("encryption.keySafe").is_some() || dictionary.value("encryption.data").is_some() {
+fn vm_encryption(entries: &Entries) -> Result<Encryption, Error> {
+    if entries.value("encryption.keysafe").is_some() || entries.value("encryption.data").is_some() {
         let what =
             "the VM is encrypted with a password by VMware Workstation or Fusion; remove that encryption there first";
         return Ok(Encryption::Foreign { what: what.to_owned() });
     }
-    let Some(bundle) = text(dictionary, vmx, BUNDLE_NAME)? else {
-        return Ok(Encryption::None);
-    };
-    if dictionary.value(PROFILE_NAME).is_none() {
+    if entries.bundle().is_some() && entries.value(PROFILE_NAME).is_none() {
         let what = "the VM is encrypted by vSphere; decrypt it there first";
         return Ok(Encryption::Foreign { what: what.to_owned() });
     }
-    let keys = KeyList::parse(&bundle).map_err(|source| Error::Format { path: vmx.to_string(), source })?;
-    Ok(Encryption::Vmseal { key_ids: keys.key_ids(), recovery: keys.has_phrase() })
+    Ok(match entries.key_list()? {
+        None => Encryption::None,
+        Some(keys) => Encryption::Vmseal { key_ids: keys.key_ids(), recovery: keys.has_phrase() },
+    })
 }
 
 /// The VM files with guest data: for now the NVRAM.
-fn files(storage: &dyn Storage, vmx: &StoragePath, dictionary: &Dictionary) -> Result<Vec<VmFile>, Error> {
-    let path = match text(dictionary, vmx, "nvram")? {
-        Some(name) if !name.is_empty() => beside(vmx, &name)?,
-        _ => companion(vmx, "nvram")?,
-    };
+fn files(storage: &dyn Storage, entries: &Entries) -> Result<Vec<VmFile>, Error> {
+    let path = entries.nvram()?;
     let Some(metadata) = storage.metadata(&path)? else { return Ok(Vec::new()) };
-    let head = storage.open(&path, Access::Read)?;
-    let mut magic = vec![0; usize::try_from(metadata.len.min(512)).unwrap_or(512)];
-    head.read_at(&mut magic, 0)?;
-    let sealed = vmseal_formats::envelope::is_envelope(&magic);
+    let sealed = envelope::is_envelope(&read_start(storage, &path)?);
     Ok(vec![VmFile { path: path.to_string(), len_bytes: metadata.len, sealed }])
 }
 
-/// Finds disks that another VM in the same folder uses.
-fn mark_shared(storage: &dyn Storage, vmx: &StoragePath, disks: &mut [VmDisk]) -> Result<(), Error> {
-    let mut seen = 0;
-    for name in storage.list(&vmx.folder())? {
-        if name == vmx.file_name() || !name.to_ascii_lowercase().ends_with(".vmx") || seen == NEIGHBOURS_MAX {
-            continue;
+/// The first bytes of a file: enough to tell what it is.
+pub(crate) fn read_start(storage: &dyn Storage, path: &StoragePath) -> Result<Vec<u8>, Error> {
+    let file = storage.open(path, Access::Read)?;
+    let mut start = vec![0; usize::try_from(file.len()?.min(512)).unwrap_or(512)];
+    file.read_at(&mut start, 0)?;
+    Ok(start)
+}
+
+/// Each file of a VM has one part to play: what is converted twice, or under two keys, is lost.
+fn check_own_files(storage: &dyn Storage, vmx: &StoragePath, disks: &[VmDisk], files: &[VmFile]) -> Result<(), Error> {
+    let mut parts: Vec<(&str, String)> = vec![(vmx.as_str(), "the VMX".to_owned())];
+    parts.extend(files.iter().map(|file| (file.path.as_str(), "the NVRAM".to_owned())));
+    for disk in disks {
+        parts.push((&disk.path, format!("disk {}", disk.node)));
+        // The one extent of a disk may be the file that its descriptor lies in.
+        let extents = disk.extents.iter().filter(|extent| **extent != disk.path);
+        parts.extend(extents.map(|extent| (extent.as_str(), format!("an extent of {}", disk.path))));
+    }
+    let mut by_path: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut by_identity: BTreeMap<u128, &str> = BTreeMap::new();
+    for (path, part) in &parts {
+        let twice = |other: &str| Error::Vm {
+            path: vmx.to_string(),
+            what: format!("{path} is used twice, as {other} and as {part}; give each its own file"),
+        };
+        if let Some(other) = by_path.insert(path, part) {
+            return Err(twice(other));
         }
-        seen += 1;
-        let other = vmx.sibling(&name)?;
-        if !storage.metadata(&other)?.is_some_and(|metadata| metadata.kind == Kind::File) {
-            continue;
-        }
-        // A neighbour that cannot be read is no reason to refuse work on this VM.
-        let Ok(dictionary) = read_dictionary(storage, &other) else { continue };
-        for (_, file) in disk_names(&dictionary, &other).unwrap_or_default() {
-            let Ok(path) = other.sibling(&file) else { continue };
-            let uses =
-                |disk: &VmDisk| disk.path == path.as_str() || disk.links.iter().any(|link| link.path == path.as_str());
-            for disk in disks.iter_mut().filter(|disk| uses(disk)) {
-                disk.shared_with = Some(other.to_string());
-            }
+        let identity = storage.metadata(&StoragePath::new(path)?)?.and_then(|metadata| metadata.identity);
+        if let Some(other) = identity.and_then(|identity| by_identity.insert(identity, part)) {
+            return Err(twice(other));
         }
     }
     Ok(())
 }
 
-fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pending>, Error> {
-    let Some(record) = Record::read(storage, vmx)? else { return Ok(None) };
-    let claims = record.claims();
-    let list = match claims.operation {
-        Operation::Decrypt => &claims.old_bundle,
-        _ => &claims.new_bundle,
-    };
-    let key_ids =
-        list.as_deref().and_then(|list| KeyList::parse(list).ok()).map_or_else(Vec::new, |list| list.key_ids());
-    Ok(Some(Pending {
-        record: Record::path(vmx).to_string(),
-        operation: claims.operation,
-        committed: claims.phase == Phase::Publish,
-        key_ids,
-    }))
+/// Finds disks that another VM uses whose VMX lies in the folder of the VM or of one of its disks.
+fn mark_shared(storage: &dyn Storage, vmx: &StoragePath, disks: &mut [VmDisk]) -> Result<(), Error> {
+    let own_folders = disks.iter().filter_map(|disk| StoragePath::new(&disk.path).ok()).map(|path| path.folder());
+    let folders: BTreeSet<StoragePath> = own_folders.chain([vmx.folder()]).collect();
+    let mut seen = 0;
+    for folder in folders {
+        for name in storage.list(&folder)? {
+            let other = folder.join(&name)?;
+            if other == *vmx || !name.to_ascii_lowercase().ends_with(".vmx") || seen == NEIGHBOURS_MAX {
+                continue;
+            }
+            seen += 1;
+            let is_file = storage.metadata(&other)?.is_some_and(|metadata| metadata.kind == Kind::File);
+            // A neighbour that cannot be read is no reason to refuse work on this VM.
+            let Ok(attached) = Entries::read(storage, &other).and_then(|entries| entries.disks()) else { continue };
+            for (_, path) in attached.iter().filter(|_| is_file) {
+                let mut used = vec![path.to_string()];
+                if let Ok(layout) = DiskLayout::open(storage, path) {
+                    used.extend(layout.files().iter().map(StoragePath::to_string));
+                }
+                for disk in disks.iter_mut() {
+                    let links = disk.links.iter().map(|link| &link.path);
+                    if core::iter::once(&disk.path).chain(&disk.extents).chain(links).any(|own| used.contains(own)) {
+                        disk.shared_with = Some(other.to_string());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }

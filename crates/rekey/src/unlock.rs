@@ -9,11 +9,11 @@ use zeroize::Zeroizing;
 use crate::error::Error;
 use crate::execute::lock_shared;
 use crate::material::{open_bundle, open_dek};
-use crate::prepare::check_disks;
+use crate::prepare::check_members;
 use crate::record::{Phase, Record};
 use crate::secrets::VmSecrets;
 use crate::stage::file_context;
-use crate::survey::{BUNDLE_NAME, read_dictionary, text};
+use crate::vmx::Entries;
 
 /// A VM whose secrets are open.
 #[derive(Debug)]
@@ -29,10 +29,10 @@ pub struct Unlocked {
 /// where no key opens it.
 pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Unlocked, Error> {
     check_nothing_pending(storage, vmx)?;
-    let list = text(&read_dictionary(storage, vmx)?, vmx, BUNDLE_NAME)?
-        .ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
-    let secrets = open_bundle(&list, vmx.as_str(), keys)?;
-    check_disks(storage, vmx, &secrets)?;
+    let entries = Entries::read_vmx(storage, vmx)?;
+    let list = entries.bundle().ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
+    let secrets = open_bundle(list, vmx.as_str(), keys)?;
+    check_members(storage, &entries, vmx, &secrets)?;
     Ok(Unlocked { vmx: vmx.clone(), secrets })
 }
 
@@ -92,7 +92,8 @@ impl Unlocked {
         let cipher = match Encryption::from_descriptor(&descriptor)? {
             None => None,
             Some(encryption) => {
-                if !self.secrets.has_disk(encryption.id()) {
+                let known = self.secrets.disk_id(path.as_str());
+                if !self.secrets.has_disk(encryption.id()) || known.is_some_and(|id| id != encryption.id()) {
                     return Err(Error::WrongDisk { path: path.to_string() });
                 }
                 Some(DiskCipher::new(&open_dek(&encryption, path.as_str(), keys)?, encryption.unit())?)
@@ -114,6 +115,7 @@ impl Unlocked {
         const LEN_MAX: u64 = 64 << 20;
         let bytes = storage.read(path, LEN_MAX)?;
         match self.secrets.file_key(path.as_str()) {
+            None if envelope::is_envelope(&bytes) => Err(Error::SealedFile { path: path.to_string(), sealed: true }),
             None => Ok(Zeroizing::new(bytes)),
             Some(key) => envelope::open(key, &file_context(&self.secrets), &bytes)
                 .map_err(|source| Error::Format { path: path.to_string(), source }),

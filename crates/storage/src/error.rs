@@ -35,7 +35,7 @@ pub enum Error {
         holder: Option<u32>,
     },
     /// It is not a regular file, or not a folder.
-    #[error("{path} is not a {wanted}")]
+    #[error("{path} is not a {wanted}; see what is there, and restore the file")]
     WrongKind {
         /// The path.
         path: String,

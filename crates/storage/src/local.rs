@@ -155,6 +155,12 @@ impl Storage for LocalDir {
             let _ = self.remove(path);
             return Err(failed(path, "keeping the owner and permissions", errno));
         }
+        #[cfg(target_os = "linux")]
+        if let Some(model) = like.filter(|_| model.is_some())
+            && let Ok(model) = self.open_beneath(model, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+        {
+            copy_attributes(&model, &fd);
+        }
         Ok(Box::new(LocalFile::new(path, fd)))
     }
 
@@ -173,9 +179,10 @@ impl Storage for LocalDir {
                 len: u64::try_from(stat.st_size).unwrap_or(0),
                 kind: Kind::File,
                 version: Some(version(&stat)),
+                identity: Some(identity(&stat)),
             },
-            FileType::Directory => Metadata { len: 0, kind: Kind::Folder, version: None },
-            _ => Metadata { len: 0, kind: Kind::Other, version: None },
+            FileType::Directory => Metadata { len: 0, kind: Kind::Folder, version: None, identity: None },
+            _ => Metadata { len: 0, kind: Kind::Other, version: None, identity: None },
         }))
     }
 
@@ -242,6 +249,27 @@ fn copy_owner(fd: &OwnedFd, model: &Stat) -> Result<(), Errno> {
         let _ = rustix::fs::fchown(fd, None, Some(group));
     }
     rustix::fs::fchmod(fd, Mode::from_raw_mode(model.st_mode & 0o7777))
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the types of these fields differ between systems")]
+fn identity(stat: &Stat) -> u128 {
+    u128::from(stat.st_dev as u64) << 64 | u128::from(stat.st_ino as u64)
+}
+
+/// Gives a new file the extended attributes of another, access control lists and labels among them. What the system does not let this
+/// user set is left out: the owner and the permissions are what counts.
+#[cfg(target_os = "linux")]
+fn copy_attributes(from: &OwnedFd, to: &OwnedFd) {
+    /// The greatest list and value that Linux allows.
+    const LEN_MAX: usize = 64 << 10;
+    let mut names = vec![0; LEN_MAX];
+    let Ok(len) = rustix::fs::flistxattr(from, names.as_mut_slice()) else { return };
+    let mut value = vec![0; LEN_MAX];
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if let Ok(len) = rustix::fs::fgetxattr(from, name, value.as_mut_slice()) {
+            let _ = rustix::fs::fsetxattr(to, name, &value[..len], rustix::fs::XattrFlags::empty());
+        }
+    }
 }
 
 /// Changes with every change of the content: the inode, its length, and the times of its last change (FNV-1a over them).

@@ -83,12 +83,17 @@ impl Storage for Memory {
     fn metadata(&self, path: &StoragePath) -> Result<Option<Metadata>, Error> {
         let tree = lock(&self.tree);
         if tree.is_folder(path) {
-            return Ok(Some(Metadata { len: 0, kind: Kind::Folder, version: None }));
+            return Ok(Some(Metadata { len: 0, kind: Kind::Folder, version: None, identity: None }));
         }
         Ok(tree.files.get(path).map(|content| {
-            let version = Arc::as_ptr(content) as usize as u64;
+            let address = Arc::as_ptr(content) as usize as u64;
             let content = lock(content);
-            Metadata { len: content.len, kind: Kind::File, version: Some(version ^ content.version.rotate_left(32)) }
+            Metadata {
+                len: content.len,
+                kind: Kind::File,
+                version: Some(address ^ content.version.rotate_left(32)),
+                identity: Some(u128::from(address)),
+            }
         }))
     }
 

@@ -24,6 +24,14 @@ impl StoragePath {
         Self(String::new())
     }
 
+    /// A file in this folder.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn join(&self, name: &str) -> Result<Self, Error> {
+        Self::resolve(&self.0, name)
+    }
+
     /// Another file named relative to this one's folder.
     ///
     /// # Errors
@@ -113,6 +121,8 @@ mod tests {
         assert_eq!(path.sibling("disk.vmdk").unwrap().as_str(), "web01/disk.vmdk");
         assert_eq!(path.sibling("../base/disk.vmdk").unwrap().as_str(), "base/disk.vmdk");
         assert!(path.sibling("../../disk.vmdk").is_err());
+        assert_eq!(path.folder().join("disk.vmdk").unwrap().as_str(), "web01/disk.vmdk");
+        assert_eq!(StoragePath::root().join("disk.vmdk").unwrap().as_str(), "disk.vmdk");
         assert_eq!(path.with_suffix(".lck").as_str(), "web01/web01.vmx.lck");
     }
 }

@@ -210,6 +210,8 @@ pub struct Metadata {
     pub kind: Kind,
     /// A value that changes whenever the content may have changed; `None` where the storage cannot tell.
     pub version: Option<u64>,
+    /// The same for two names of one file, and for no others; `None` where the storage cannot tell.
+    pub identity: Option<u128>,
 }
 
 /// What a name stands for.

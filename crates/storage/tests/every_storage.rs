@@ -106,6 +106,25 @@ fn a_change_of_content_changes_the_version() {
 }
 
 #[test]
+fn a_file_is_known_by_its_identity() {
+    each(|storage| {
+        let identity = |name: &str| storage.metadata(&path(name)).unwrap().unwrap().identity.unwrap();
+        storage.create(&path("a"), None).unwrap();
+        storage.create(&path("b"), None).unwrap();
+        assert_ne!(identity("a"), identity("b"));
+        let before = identity("a");
+        storage.rename(&path("a"), &path("c")).unwrap();
+        assert_eq!(identity("c"), before);
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), b"x").unwrap();
+    std::fs::hard_link(folder.path().join("a"), folder.path().join("b")).unwrap();
+    let storage = LocalDir::open(folder.path()).unwrap();
+    let metadata = ["a", "b"].map(|name| storage.metadata(&path(name)).unwrap().unwrap());
+    assert_eq!(metadata[0], metadata[1]);
+}
+
+#[test]
 fn a_lock_keeps_others_out_until_it_is_dropped() {
     each(|storage| {
         let held = storage.lock(&path("a.lock"), LockMode::Exclusive).unwrap();

@@ -58,8 +58,8 @@ pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
 pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
-    Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Plan, Progress, Reason, Refusal,
-    Request, Step, Unwatched, Verified, Watch,
+    Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Pending, Plan, Progress, Reason,
+    Refusal, Request, Step, Unwatched, Verified, Watch,
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;

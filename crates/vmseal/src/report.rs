@@ -28,6 +28,8 @@ pub struct Report {
     pub disks: Vec<DiskReport>,
     /// The VM files with guest data.
     pub files: Vec<FileReport>,
+    /// Files with guest memory or device state that a snapshot or a suspended VM left, in the clear.
+    pub guest_memory: Vec<String>,
     /// The operation that was interrupted.
     pub pending: Option<PendingReport>,
 }
@@ -105,6 +107,8 @@ pub struct PendingReport {
     pub operation: String,
     /// Whether it can only be completed, not undone.
     pub committed: bool,
+    /// Whether somebody is at work on it right now.
+    pub running: bool,
     /// The KEKs that completing it needs.
     pub key_ids: Vec<KeyIdReport>,
 }
@@ -138,9 +142,11 @@ impl Report {
             snapshot_count,
             disks: inventory.disks.iter().map(DiskReport::new).collect(),
             files: inventory.files.iter().map(FileReport::new).collect(),
+            guest_memory: inventory.guest_memory.clone(),
             pending: inventory.pending.as_ref().map(|pending| PendingReport {
                 operation: pending.operation.to_string(),
                 committed: pending.committed,
+                running: pending.running,
                 key_ids: pending.key_ids.iter().map(KeyIdReport::new).collect(),
             }),
         }
@@ -209,13 +215,16 @@ impl fmt::Display for Report {
             let state = if file.encrypted { "encrypted (AES-256-GCM envelope)" } else { "not encrypted" };
             writeln!(f, "  file        {}  {}\n              {state}", file.path, Size(file.len_bytes))?;
         }
+        for file in &self.guest_memory {
+            writeln!(f, "  file        {file}\n              not encrypted: guest memory or device state")?;
+        }
         if let Some(pending) = &self.pending {
-            let way_out = if pending.committed {
-                "complete it with `resume`"
-            } else {
-                "`resume` completes it, `resume --rollback` undoes it"
+            let (state, way_out) = match pending {
+                PendingReport { running: true, .. } => ("running", "wait until it has ended"),
+                PendingReport { committed: true, .. } => ("interrupted", "complete it with `resume`"),
+                _ => ("interrupted", "`resume` completes it, `resume --rollback` undoes it"),
             };
-            writeln!(f, "  PENDING     an interrupted {}: {way_out}", pending.operation)?;
+            writeln!(f, "  PENDING     {state}: {}; {way_out}", pending.operation)?;
             for id in &pending.key_ids {
                 writeln!(f, "              needs key {}/{}", id.provider, id.key)?;
             }

@@ -2,7 +2,7 @@
 
 use vmseal_disk::Disk;
 use vmseal_keys::KeySource;
-use vmseal_rekey::{Error, Inventory, Outcome, Plan, Request, Unlocked, Verified, Watch};
+use vmseal_rekey::{Changes, Error, Inventory, Outcome, Pending, Plan, Request, Unlocked, Verified, Watch};
 use vmseal_storage::{Access, Storage, StoragePath};
 use zeroize::Zeroizing;
 
@@ -67,7 +67,27 @@ impl<'s> Vm<'s> {
     /// # Errors
     /// [`Error::NothingPending`] where there is none; see [`vmseal_rekey::resume`].
     pub fn resume(&self, keys: &mut impl KeySource, mut watch: impl Watch) -> Result<Outcome, Error> {
-        vmseal_rekey::resume(self.storage, &self.vmx, keys, &mut watch)
+        vmseal_rekey::resume(self.storage, &self.vmx, keys, &mut watch, Changes::Keep)
+    }
+
+    /// Completes the operation that was interrupted, also where files were written after it was committed: what was written to those is lost.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume), but for [`Error::ChangedAfterCommit`].
+    pub fn resume_discarding_changes(
+        &self,
+        keys: &mut impl KeySource,
+        mut watch: impl Watch,
+    ) -> Result<Outcome, Error> {
+        vmseal_rekey::resume(self.storage, &self.vmx, keys, &mut watch, Changes::Discard)
+    }
+
+    /// The operation that was interrupted or is under way, where there is one. Also where the VM cannot be read as a whole.
+    ///
+    /// # Errors
+    /// Where the record of the operation cannot be read.
+    pub fn pending(&self) -> Result<Option<Pending>, Error> {
+        vmseal_rekey::pending(self.storage, &self.vmx)
     }
 
     /// Undoes the operation that was interrupted; needs no key.

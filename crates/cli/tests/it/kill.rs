@@ -19,7 +19,7 @@ use crate::testing::{DISKS, TestVm, VMX, copy_folder, snapshot};
 const KILL_DISKS: &[(&str, &str)] = DISKS.first_chunk::<2>().unwrap();
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(crate) enum Operation {
     Encrypt,
     ShallowRecrypt,
     DeepRecrypt,
@@ -190,7 +190,7 @@ fn killed_process() {
 }
 
 /// Runs an operation in a process that is killed at access `at`; tells whether it was.
-fn kill_at(vm: &TestVm, operation: Operation, at: u64) -> bool {
+pub(crate) fn kill_at(vm: &TestVm, operation: Operation, at: u64) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "kill::killed_process", "--nocapture"])
         .env("VMSEAL_TEST_KILL", format!("{} {at} {}", operation.name(), vm.root.path().display()))
@@ -229,6 +229,24 @@ fn recover(vm: &TestVm, at: u64, args: &[&str]) -> bool {
     }
     vm.assert_whole();
     ran.status == 0
+}
+
+/// Kills an operation right after the given number of files was published; 0 is right after its commit.
+pub(crate) fn kill_published(vm: &TestVm, operation: Operation, published: usize) {
+    let before = snapshot(&vm.folder());
+    let at_first = vm.root.path().join("before-kill");
+    copy_folder(&vm.folder(), &at_first);
+    for at in 1.. {
+        restore(vm, &at_first);
+        assert!(kill_at(vm, operation, at), "{published} files are never published alone");
+        let record = std::fs::read_to_string(vm.folder().join("web01.vmx.vmseal")).unwrap_or_default();
+        let after = snapshot(&vm.folder());
+        let changed = before.iter().filter(|(name, bytes)| after.get(*name) != Some(*bytes)).count();
+        if record.contains("\"phase\":\"publish\"") && changed == published {
+            std::fs::remove_dir_all(&at_first).unwrap();
+            return;
+        }
+    }
 }
 
 /// Kills `operation` at every access, and lets the command complete or undo it.

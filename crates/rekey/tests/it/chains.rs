@@ -36,7 +36,7 @@ fn every_link_of_a_chain_gets_the_new_kek() {
     assert_eq!(rewrapped.len(), 2, "{rewrapped:?}");
     run(&storage, &Request::shallow_recrypt(), &mut keys);
     let inventory = survey(&storage, &vmx()).unwrap();
-    let base = &inventory.disks[0].links[0];
+    let base = &inventory.disks.iter().find(|disk| disk.node == "scsi0:0").unwrap().links[0];
     assert_eq!(base.path, "vms/web01/flat.vmdk");
     assert_eq!(base.encryption.key_ids(), inventory.encryption.key_ids());
     assert_ne!(inventory.encryption.key_ids(), old);

@@ -4,7 +4,9 @@ use core::ops::ControlFlow;
 use core::ops::Range;
 
 use vmseal_keys::{KeySource, TestKeys};
-use vmseal_rekey::{Disks, Ending, Error, Progress, Request, execute, plan, resume, rollback, survey, unlock, verify};
+use vmseal_rekey::{
+    Changes, Disks, Ending, Error, Progress, Request, execute, plan, resume, rollback, survey, unlock, verify,
+};
 use vmseal_rekey::{Reason, Unwatched};
 use vmseal_storage::{Access, File, Lock, LockMode, Memory, Metadata, Storage, StoragePath};
 
@@ -47,7 +49,7 @@ impl Storage for Plain {
     }
 
     fn metadata(&self, path: &StoragePath) -> Result<Option<Metadata>, vmseal_storage::Error> {
-        Ok(self.0.metadata(path)?.map(|metadata| Metadata { version: None, ..metadata }))
+        Ok(self.0.metadata(path)?.map(|metadata| Metadata { version: None, identity: None, ..metadata }))
     }
 
     fn list(&self, folder: &StoragePath) -> Result<Vec<String>, vmseal_storage::Error> {
@@ -118,7 +120,7 @@ fn storage_without_holes_and_versions_will_do() {
     encrypt(&storage, &mut keys);
     assert_content(&storage, &mut keys);
     stop_at(&storage, &Request::deep_recrypt(), &mut keys, 3);
-    let outcome = resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap();
+    let outcome = resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
     assert_eq!(outcome.ending, Ending::Resumed);
     assert_content(&storage, &mut keys);
     run(&storage, &Request::decrypt(), &mut keys);
@@ -156,9 +158,12 @@ fn what_was_stopped_is_completed_or_undone() {
         assert!(matches!(rollback(&storage, &vmx()), Err(Error::NothingPending { .. })));
 
         stop_at(&storage, &Request::deep_recrypt(), &mut keys, at);
-        assert_eq!(resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap().ending, Ending::Resumed);
+        assert_eq!(resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap().ending, Ending::Resumed);
         assert_content(&storage, &mut keys);
-        assert!(matches!(resume(&storage, &vmx(), &mut keys, &mut Unwatched), Err(Error::NothingPending { .. })));
+        assert!(matches!(
+            resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep),
+            Err(Error::NothingPending { .. })
+        ));
     }
 }
 
@@ -175,7 +180,7 @@ fn what_the_guest_wrote_while_an_operation_lay_interrupted_is_kept() {
     drop(disk);
     let nvram = path("vms/web01/web01.nvram");
     storage.replace(&nvram, b"other variables").unwrap();
-    resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap();
+    resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
     assert_content(&storage, &mut keys);
     let unlocked = unlock(&storage, &vmx(), &mut keys).unwrap();
     let mut bytes = [0; 17];

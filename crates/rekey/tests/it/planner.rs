@@ -37,6 +37,7 @@ fn inventory(encrypted: bool) -> Inventory {
         linked_to: None,
         encryption: encryption(),
         files: vec![VmFile { path: "web01.nvram".to_owned(), len_bytes: 1 << 16, sealed: encrypted }],
+        guest_memory: Vec::new(),
         disks: vec![disk("a.vmdk", "scsi0:0", encryption()), disk("b.vmdk", "scsi0:1", encryption())],
         pending: None,
     }

@@ -1,7 +1,7 @@
 //! Records that nobody who has the keys wrote: none is followed.
 
 use vmseal_keys::TestKeys;
-use vmseal_rekey::{Error, ErrorKind, Request, Unwatched, resume, rollback, survey};
+use vmseal_rekey::{Changes, Error, ErrorKind, Request, Unwatched, resume, rollback, survey};
 use vmseal_storage::{Memory, Storage};
 
 use crate::engine::stop_at;
@@ -38,13 +38,13 @@ fn an_edited_record_is_not_followed() {
         assert_ne!(edited, record, "{from}");
         storage.replace(&path(RECORD), edited.as_bytes()).unwrap();
         let before = files(&storage);
-        let error = resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap_err();
+        let error = resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap_err();
         // What the wrapped keys themselves contradict is noticed even before the record's own authentication.
         let contradicted = to.contains("unit") && error.kind() == ErrorKind::Damaged;
         assert!(contradicted || matches!(error, Error::RecordForged { .. }), "{to}: {error}");
         assert_eq!(files(&storage), before, "{to}");
         storage.replace(&path(RECORD), record.as_bytes()).unwrap();
-        resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap();
+        resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
         assert_content(&storage, &mut keys);
     }
 }
@@ -62,7 +62,9 @@ fn a_damaged_record_is_named_and_left_alone() {
         ] {
             storage.replace(&path(RECORD), damaged.as_bytes()).unwrap();
             let before = files(&storage);
-            for result in [resume(&storage, &vmx(), &mut keys, &mut Unwatched), rollback(&storage, &vmx())] {
+            for result in
+                [resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep), rollback(&storage, &vmx())]
+            {
                 assert!(matches!(result, Err(Error::RecordDamaged { .. })), "{damaged}");
             }
             assert!(survey(&storage, &vmx()).is_err());
@@ -74,14 +76,17 @@ fn a_damaged_record_is_named_and_left_alone() {
 #[test]
 fn a_record_of_an_earlier_generation_is_not_followed() {
     let (storage, mut keys, record) = interrupted();
-    resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap();
+    resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
     // Put back when the VM has other keys: its locator lists are not those of the VM any more.
     storage.replace(&path(RECORD), record.as_bytes()).unwrap();
     let before = files(&storage);
-    let error = resume(&storage, &vmx(), &mut keys, &mut Unwatched).unwrap_err();
+    let error = resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap_err();
     assert!(matches!(error, Error::ChangedSince { .. }), "{error}");
     assert_eq!(files(&storage), before);
-    rollback(&storage, &vmx()).unwrap();
+    // Nor is it undone: the keys of the VM are not those from before it.
+    assert!(matches!(rollback(&storage, &vmx()), Err(Error::ChangedSince { .. })));
+    assert_eq!(files(&storage), before);
+    storage.remove(&path(RECORD)).unwrap();
     assert_content(&storage, &mut keys);
 }
 
@@ -91,6 +96,6 @@ fn a_record_of_another_vm_is_not_followed() {
     let (storage, mut keys, _) = interrupted();
     storage.replace(&path(RECORD), record.as_bytes()).unwrap();
     let before = files(&storage);
-    assert!(resume(&storage, &vmx(), &mut keys, &mut Unwatched).is_err());
+    assert!(resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).is_err());
     assert_eq!(files(&storage), before);
 }
