@@ -28,11 +28,25 @@
 //! in constant time otherwise; nothing here branches on or indexes by keys, tweaks or data.
 
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // kernels.rs alone allows it
 
-mod batch;
+#[cfg(feature = "parallel")]
+extern crate std;
+
 mod error;
+mod kernels;
+mod run;
+mod tweak;
+mod walk;
 mod xts;
 
 pub use error::Error;
+#[cfg(feature = "force-kernel")]
+pub use kernels::Kernel;
 pub use xts::{XtsAes128, XtsAes256};
+
+/// Overwrites what must not be left in memory; the compiler may not leave it out.
+fn wipe<T: Copy + Default>(values: &mut [T]) {
+    values.fill(T::default());
+    zeroize::optimization_barrier(values);
+}

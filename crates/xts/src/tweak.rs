@@ -1,0 +1,72 @@
+//! Tweaks: elements of GF(2^128) modulo x^128 + x^7 + x^2 + x + 1 (IEEE 1619, 5.2), as little-endian integers.
+
+/// Multiplies by x^`POWER`, with neither branch nor index. `POWER` is from 1 to 64.
+#[inline(always)]
+pub(crate) fn advance<const POWER: u32>(tweak: u128) -> u128 {
+    const { assert!(POWER >= 1 && POWER <= 64) }
+    let carry = tweak >> (128 - POWER);
+    (tweak << POWER) ^ carry ^ (carry << 1) ^ (carry << 2) ^ (carry << 7)
+}
+
+/// The tweak of each block of consecutive units, without an end: after the last unit all are those that follow its blocks.
+pub(crate) struct Tweaks<'a> {
+    units: core::slice::Iter<'a, u128>,
+    next: u128,
+    /// Blocks of the unit that are still to come.
+    left: usize,
+    unit_blocks: usize,
+}
+
+impl<'a> Tweaks<'a> {
+    /// Tweaks of units of `unit_blocks` blocks, whose first tweaks are given.
+    #[inline(always)]
+    pub(crate) fn new(units: &'a [u128], unit_blocks: usize) -> Self {
+        Self { units: units.iter(), next: 0, left: 0, unit_blocks }
+    }
+
+    /// The tweak of the next block.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> u128 {
+        if self.left == 0 {
+            self.left = self.unit_blocks;
+            if let Some(&unit) = self.units.next() {
+                self.next = unit;
+            }
+        }
+        self.left -= 1;
+        let tweak = self.next;
+        self.next = advance::<1>(tweak);
+        tweak
+    }
+
+    /// The tweak that follows the last one within its unit.
+    #[inline(always)]
+    pub(crate) fn following(&self) -> u128 {
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_of_x_is_as_many_doublings() {
+        let mut tweak = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3211;
+        for _ in 0..300 {
+            let doubled = |count| (0..count).fold(tweak, |tweak, _| (tweak << 1) ^ ((tweak >> 127) * 0x87));
+            assert_eq!(advance::<1>(tweak), doubled(1));
+            assert_eq!(advance::<8>(tweak), doubled(8));
+            assert_eq!(advance::<32>(tweak), doubled(32));
+            assert_eq!(advance::<64>(tweak), doubled(64));
+            tweak = advance::<1>(tweak);
+        }
+    }
+
+    #[test]
+    fn tweaks_start_anew_with_each_unit() {
+        let mut tweaks = Tweaks::new(&[5, 7], 2);
+        assert_eq!([(); 6].map(|()| tweaks.next()), [5, 10, 7, 14, 28, 56]);
+        assert_eq!(tweaks.following(), 112);
+    }
+}
