@@ -19,8 +19,8 @@ mod vaes256;
 #[cfg(target_arch = "x86_64")]
 mod vaes512;
 
-pub(crate) use dispatch::{Cipher, Direction};
 #[cfg(feature = "force-kernel")]
 pub use dispatch::Kernel;
 #[cfg(not(feature = "force-kernel"))]
 pub(crate) use dispatch::Kernel;
+pub(crate) use dispatch::{Cipher, Direction};

@@ -35,6 +35,8 @@ extern crate std;
 
 mod error;
 mod kernels;
+#[cfg(feature = "parallel")]
+pub mod parallel;
 mod run;
 mod tweak;
 mod walk;

@@ -9,15 +9,15 @@ use crate::tweak::advance;
 use crate::walk::{BLOCK_LEN, Data};
 
 /// Units whose tweaks are encrypted together.
-const GROUP: usize = 64;
+const GROUP: usize = 128;
 /// The same in a short run, so that a call for one unit has little to set up and to wipe.
 const SHORT_GROUP: usize = 4;
 /// How far before its use data is fetched from memory, in bytes.
 const AHEAD: usize = 8192;
 /// From this length in bytes on a run is not expected in the cache.
 const MEMORY_SIZED: usize = 512 << 10;
-/// What transcrypting decrypts and then encrypts, in bytes: it stays in the first-level cache.
-const TRANSCRYPT_LEN: usize = 16 << 10;
+/// What transcrypting decrypts and then encrypts, in bytes: it stays in the second-level cache.
+const TRANSCRYPT_LEN: usize = 64 << 10;
 
 /// A run of data units within the range of unit numbers, the last one of at least a block.
 #[derive(Clone, Copy)]

@@ -24,6 +24,12 @@ impl<'a> Tweaks<'a> {
         Self { units: units.iter(), next: 0, left: 0, unit_blocks }
     }
 
+    /// Tweaks of blocks within a unit, the next of which is given.
+    #[inline(always)]
+    pub(crate) fn within(next: u128) -> Self {
+        Self { units: [].iter(), next, left: usize::MAX, unit_blocks: usize::MAX }
+    }
+
     /// The tweak of the next block.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> u128 {

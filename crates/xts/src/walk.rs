@@ -7,7 +7,8 @@ use cipher::{Array, InOut, InOutBuf};
 use crate::tweak::{Tweaks, advance};
 
 pub(crate) const BLOCK_LEN: usize = 16;
-const CHUNK_LEN: usize = 512;
+/// Bytes of a chunk.
+pub(crate) const CHUNK_LEN: usize = 512;
 /// Blocks of a pass.
 pub(crate) const PASS: usize = 16;
 
@@ -16,52 +17,68 @@ pub(crate) type Data<'inp, 'out> = InOutBuf<'inp, 'out, u8>;
 /// 32 blocks of one unit.
 pub(crate) type Chunk<'inp, 'out> = InOut<'inp, 'out, Array<u8, U512>>;
 
+/// The first tweak of a chunk, and of the chunk after it where there is one that is known already.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair {
+    pub(crate) this: u128,
+    pub(crate) next: Option<u128>,
+}
+
 /// Walks over `data`, whole blocks of units that start with `tweaks`, and returns the tweak that follows the last block. `chunk` is
-/// given the tweak of its first block.
+/// given the tweak of its first block, and that of the next chunk, so that it can prepare it. Each of the two is called in one place, so
+/// that it becomes part of the loop.
 #[inline(always)]
 pub(crate) fn walk(
     data: Data<'_, '_>,
     unit_size: usize,
     tweaks: &[u128],
-    mut chunk: impl FnMut(Chunk<'_, '_>, u128),
+    mut chunk: impl FnMut(Chunk<'_, '_>, Pair),
     mut pass: impl FnMut(Data<'_, '_>, &[u128; PASS]),
 ) -> u128 {
-    if unit_size % CHUNK_LEN != 0 && unit_size < 4 * CHUNK_LEN {
-        // Small units: passes run across their borders.
-        return passes(data, Tweaks::new(tweaks, unit_size / BLOCK_LEN), &mut pass);
-    }
-    let mut next = 0;
-    let mut rest = data;
-    for &tweak in tweaks {
-        let unit_len = unit_size.min(rest.len());
-        let (unit, after) = rest.split_at(unit_len);
-        rest = after;
-        next = tweak;
-        let (chunks, tail) = unit.into_chunks::<U512>();
-        for part in chunks {
-            chunk(part, next);
-            next = advance::<32>(next);
-        }
-        if !tail.is_empty() {
-            next = passes(tail, Tweaks::new(&[next], usize::MAX), &mut pass);
-        }
-    }
-    next
-}
-
-#[inline(always)]
-fn passes(data: Data<'_, '_>, mut tweaks: Tweaks<'_>, pass: &mut impl FnMut(Data<'_, '_>, &[u128; PASS])) -> u128 {
+    // Small units are left to passes, which run across their borders, and of others what is less than a chunk; between whole chunks
+    // a border is a matter of counting.
+    let whole_chunks = unit_size % CHUNK_LEN == 0;
+    let small = !whole_chunks && unit_size < 4 * CHUNK_LEN;
+    let unit_chunks = if whole_chunks { unit_size / CHUNK_LEN } else { usize::MAX };
     let mut table = [0; PASS];
+    let mut units = tweaks.iter().copied();
+    let mut following = 0;
     let mut rest = data;
     while !rest.is_empty() {
-        let len = rest.len().min(PASS * BLOCK_LEN);
-        let (part, after) = rest.split_at(len);
+        let part_len = if whole_chunks || small { rest.len() } else { unit_size.min(rest.len()) };
+        let (part, after) = rest.split_at(part_len);
         rest = after;
-        for tweak in &mut table[..len / BLOCK_LEN] {
-            *tweak = tweaks.next();
+        let chunks_len = if small { 0 } else { part_len / CHUNK_LEN * CHUNK_LEN };
+        let (chunks, mut tail) = part.split_at(chunks_len);
+        let mut tail_tweaks = Tweaks::new(tweaks, unit_size / BLOCK_LEN);
+        if !small {
+            following = units.next().unwrap_or(following);
+            let mut left = chunks_len / CHUNK_LEN;
+            let mut unit_left = unit_chunks;
+            for part in chunks.into_chunks::<U512>().0 {
+                let this = following;
+                left -= 1;
+                unit_left -= 1;
+                following = advance::<32>(this);
+                if unit_left == 0 {
+                    unit_left = unit_chunks;
+                    following = units.next().unwrap_or(following);
+                }
+                chunk(part, Pair { this, next: if left > 0 { Some(following) } else { None } });
+            }
+            tail_tweaks = Tweaks::within(following);
         }
-        pass(part, &table);
+        while !tail.is_empty() {
+            let len = tail.len().min(PASS * BLOCK_LEN);
+            let (part, after) = tail.split_at(len);
+            tail = after;
+            for tweak in &mut table[..len / BLOCK_LEN] {
+                *tweak = tail_tweaks.next();
+            }
+            pass(part, &table);
+            following = tail_tweaks.following();
+        }
     }
     crate::wipe(&mut table);
-    tweaks.following()
+    following
 }

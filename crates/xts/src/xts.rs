@@ -8,6 +8,8 @@ use subtle::ConstantTimeEq;
 
 use crate::error::Error;
 use crate::kernels::{Cipher, Direction, Kernel};
+#[cfg(feature = "parallel")]
+use crate::parallel::{Workers, for_each_part};
 use crate::run::{self, Run};
 
 macro_rules! xts {
@@ -114,6 +116,86 @@ macro_rules! xts {
                 Ok(())
             }
 
+            /// As [`encrypt_units`](Self::encrypt_units), with `workers` doing parts of it at the same time. A short run is done at once.
+            ///
+            /// # Errors
+            /// As [`encrypt_units`](Self::encrypt_units); [`Error::Workers`].
+            #[cfg(feature = "parallel")]
+            pub fn encrypt_units_parallel(
+                &self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel(Direction::Encrypt, data, unit_size, first_unit, workers)
+            }
+
+            /// As [`decrypt_units`](Self::decrypt_units), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_parallel`](Self::encrypt_units_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn decrypt_units_parallel(
+                &self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel(Direction::Decrypt, data, unit_size, first_unit, workers)
+            }
+
+            /// As [`encrypt_units_to`](Self::encrypt_units_to), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_to`](Self::encrypt_units_to); [`Error::Workers`].
+            #[cfg(feature = "parallel")]
+            pub fn encrypt_units_to_parallel(
+                &self,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel_to(Direction::Encrypt, input, output, unit_size, first_unit, workers)
+            }
+
+            /// As [`decrypt_units_to`](Self::decrypt_units_to), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_to_parallel`](Self::encrypt_units_to_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn decrypt_units_to_parallel(
+                &self,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel_to(Direction::Decrypt, input, output, unit_size, first_unit, workers)
+            }
+
+            /// As [`transcrypt_units`](Self::transcrypt_units), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_parallel`](Self::encrypt_units_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn transcrypt_units_parallel(
+                &self,
+                to: &Self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                let len = data.len();
+                for_each_part(data, len, run, workers, |part, run| run::transcrypt(&self.cipher, &to.cipher, part, run))
+            }
+
             fn on(kernel: Kernel, key: &[u8; $key_len]) -> Option<Result<Self, Error>> {
                 let (data, tweak) = key.split_at($key_len / 2);
                 if data.ct_eq(tweak).into() {
@@ -133,6 +215,44 @@ macro_rules! xts {
                 let run = Run::new(data.len(), unit_size, first_unit)?;
                 run::process(&self.cipher, direction, data, run);
                 Ok(())
+            }
+
+            #[cfg(feature = "parallel")]
+            fn parallel(
+                &self,
+                direction: Direction,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                let len = data.len();
+                for_each_part(data, len, run, workers, |part, run| {
+                    run::process(&self.cipher, direction, part.into(), run);
+                })
+            }
+
+            #[cfg(feature = "parallel")]
+            fn parallel_to(
+                &self,
+                direction: Direction,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                if input.len() != output.len() {
+                    return Err(Error::OutputLength);
+                }
+                let run = Run::new(input.len(), unit_size, first_unit)?;
+                for_each_part((input, output), input.len(), run, workers, |(input, output), run| {
+                    // The parts are of one length, as the whole is.
+                    if let Ok(part) = InOutBuf::new(input, output) {
+                        run::process(&self.cipher, direction, part, run);
+                    }
+                })
             }
         }
 

@@ -1,5 +1,6 @@
 //! VAES and VPCLMULQDQ on AVX-512: 32 blocks in 8 registers of 512 bits, their tweaks in 8 more, the round keys in 15.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use cipher::Array;
@@ -7,7 +8,8 @@ use cipher::consts::U512;
 
 use super::aesni;
 use super::schedule::RoundKeys;
-use crate::walk::{Chunk, Data, PASS, walk};
+use crate::tweak::advance;
+use crate::walk::{CHUNK_LEN, Chunk, Data, PASS, walk};
 
 /// Blocks of a register.
 const WIDTH: usize = 4;
@@ -15,23 +17,27 @@ const WIDTH: usize = 4;
 const CHUNK_LANES: usize = 8;
 const PASS_LANES: usize = PASS / WIDTH;
 const LANE_LEN: usize = 64;
+const CHUNK: usize = WIDTH * CHUNK_LANES;
+/// Tweaks of one of the two chains, and how many of them are made in a round.
+const CHAIN: usize = CHUNK / 2;
+const STEPS: usize = 2;
 
 /// Encrypts unit numbers to the first tweaks of their units.
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
 pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, tweaks: &mut [u128]) {
-    if tweaks.len() < WIDTH {
+    if tweaks.len() <= PASS / 2 {
         return aesni::encrypt_tweaks(keys, tweaks);
     }
-    let keys = keys.map(|key| _mm512_broadcast_i32x4(key));
-    let (passes, rest) = tweaks.as_chunks_mut::<PASS>();
-    for pass in passes {
-        encrypt_pass(&keys, pass);
+    let keys = broadcast(keys);
+    let (chunks, rest) = tweaks.as_chunks_mut::<CHUNK>();
+    for chunk in chunks {
+        encrypt_numbers::<N, CHUNK, CHUNK_LANES>(&keys, chunk);
     }
-    if !rest.is_empty() {
+    for part in rest.chunks_mut(PASS) {
         let mut pass = [0; PASS];
-        pass[..rest.len()].copy_from_slice(rest);
-        encrypt_pass(&keys, &mut pass);
-        rest.copy_from_slice(&pass[..rest.len()]);
+        pass[..part.len()].copy_from_slice(part);
+        encrypt_numbers::<N, PASS, PASS_LANES>(&keys, &mut pass);
+        part.copy_from_slice(&pass[..part.len()]);
         crate::wipe(&mut pass);
     }
 }
@@ -45,23 +51,77 @@ pub(super) fn process<const N: usize, const ENCRYPT: bool>(
     tweaks: &[u128],
     ahead: usize,
 ) -> u128 {
-    let keys = keys.map(|key| _mm512_broadcast_i32x4(key));
-    walk(
+    let keys = broadcast(keys);
+    if data.len() == CHUNK_LEN && unit_size >= CHUNK_LEN {
+        // A sector on its own: nothing comes next.
+        let tweak = tweaks.first().copied().unwrap_or(0);
+        for part in data.into_chunks::<U512>().0 {
+            lone_chunk::<N, ENCRYPT>(&keys, part, follow(tweak));
+        }
+        return advance::<32>(tweak);
+    }
+    // The tweaks of the chunk that comes next, made by the one before it.
+    let mut prepared = None;
+    let mut table = Table([0; CHUNK]);
+    let table = &mut table.0;
+    let following = walk(
         data,
         unit_size,
         tweaks,
-        |part, tweak| chunk::<N, ENCRYPT>(&keys, part, tweak, ahead),
+        |part, tweaks| {
+            if prepared.is_none() {
+                store_table::<CHUNK, CHUNK_LANES>(table, follow(tweaks.this));
+            }
+            prepared = tweaks.next.map(|_| ());
+            chunk::<N, ENCRYPT>(&keys, part, table, tweaks.next.unwrap_or(0), ahead);
+        },
         |part, table| pass::<N, ENCRYPT>(&keys, part, table),
-    )
+    );
+    crate::wipe(table);
+    following
 }
 
 #[inline]
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-fn chunk<const N: usize, const ENCRYPT: bool>(keys: &[__m512i; N], mut data: Chunk<'_, '_>, tweak: u128, ahead: usize) {
+fn chunk<const N: usize, const ENCRYPT: bool>(
+    keys: &[__m512i; N],
+    mut data: Chunk<'_, '_>,
+    table: &mut [u128; CHUNK],
+    next: u128,
+    ahead: usize,
+) {
     if ahead != 0 {
         prefetch(data.get_in(), ahead);
     }
-    let tweaks = follow(tweak);
+    let tweaks = load_table::<CHUNK, CHUNK_LANES>(table);
+    let mut state = load(data.get_in());
+    whiten(&mut state, &tweaks, keys[0]);
+    let mut chains = Chains::new(next);
+    macro_rules! round_and_steps {
+        ($($index:literal)*) => {$(
+            state = round::<ENCRYPT, CHUNK_LANES>(state, keys[1 + $index]);
+            for step in 0..STEPS {
+                chains.step(table, $index * STEPS + step);
+            }
+            chains.hold();
+        )*};
+    }
+    // Written out: the compiler would make a loop of it that reads the round keys from memory.
+    round_and_steps!(0 1 2 3 4 5 6 7);
+    for key in &keys[1 + CHAIN / STEPS..N - 1] {
+        state = round::<ENCRYPT, CHUNK_LANES>(state, *key);
+    }
+    state = last_round::<ENCRYPT, CHUNK_LANES>(state, &tweaks, keys[N - 1]);
+    store(data.get_out(), state);
+}
+
+#[inline]
+#[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
+fn lone_chunk<const N: usize, const ENCRYPT: bool>(
+    keys: &[__m512i; N],
+    mut data: Chunk<'_, '_>,
+    tweaks: [__m512i; CHUNK_LANES],
+) {
     let mut state = load(data.get_in());
     whiten(&mut state, &tweaks, keys[0]);
     state = rounds::<N, ENCRYPT, CHUNK_LANES>(keys, state, &tweaks);
@@ -71,7 +131,7 @@ fn chunk<const N: usize, const ENCRYPT: bool>(keys: &[__m512i; N], mut data: Chu
 #[inline]
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
 fn pass<const N: usize, const ENCRYPT: bool>(keys: &[__m512i; N], mut data: Data<'_, '_>, table: &[u128; PASS]) {
-    let tweaks = load_table(table);
+    let tweaks = load_table::<PASS, PASS_LANES>(table);
     let mut state = load_part(data.get_in());
     whiten(&mut state, &tweaks, keys[0]);
     state = rounds::<N, ENCRYPT, PASS_LANES>(keys, state, &tweaks);
@@ -104,12 +164,15 @@ fn follow(tweak: u128) -> [__m512i; CHUNK_LANES] {
 
 #[inline]
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-fn encrypt_pass<const N: usize>(keys: &[__m512i; N], pass: &mut [u128; PASS]) {
-    let none = [_mm512_setzero_si512(); PASS_LANES];
-    let mut state = load_table(pass);
+fn encrypt_numbers<const N: usize, const BLOCKS: usize, const COUNT: usize>(
+    keys: &[__m512i; N],
+    numbers: &mut [u128; BLOCKS],
+) {
+    let none = [_mm512_setzero_si512(); COUNT];
+    let mut state = load_table::<BLOCKS, COUNT>(numbers);
     whiten(&mut state, &none, keys[0]);
-    state = rounds::<N, true, PASS_LANES>(keys, state, &none);
-    store_table(pass, state);
+    state = rounds::<N, true, COUNT>(keys, state, &none);
+    store_table::<BLOCKS, COUNT>(numbers, state);
 }
 
 /// The first whitening and the tweak in one instruction.
@@ -121,7 +184,7 @@ fn whiten<const COUNT: usize>(state: &mut [__m512i; COUNT], tweaks: &[__m512i; C
     }
 }
 
-/// The rounds after the first whitening; the last round's key takes the tweak with it.
+/// The rounds after the first whitening.
 #[inline]
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
 fn rounds<const N: usize, const ENCRYPT: bool, const COUNT: usize>(
@@ -130,15 +193,140 @@ fn rounds<const N: usize, const ENCRYPT: bool, const COUNT: usize>(
     tweaks: &[__m512i; COUNT],
 ) -> [__m512i; COUNT] {
     for key in &keys[1..N - 1] {
-        for block in &mut state {
-            *block = if ENCRYPT { _mm512_aesenc_epi128(*block, *key) } else { _mm512_aesdec_epi128(*block, *key) };
-        }
+        state = round::<ENCRYPT, COUNT>(state, *key);
     }
-    for (block, tweak) in state.iter_mut().zip(tweaks) {
-        let key = _mm512_xor_si512(*tweak, keys[N - 1]);
+    last_round::<ENCRYPT, COUNT>(state, tweaks, keys[N - 1])
+}
+
+#[inline]
+#[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
+fn round<const ENCRYPT: bool, const COUNT: usize>(mut state: [__m512i; COUNT], key: __m512i) -> [__m512i; COUNT] {
+    for block in &mut state {
+        *block = if ENCRYPT { _mm512_aesenc_epi128(*block, key) } else { _mm512_aesdec_epi128(*block, key) };
+    }
+    hold(&mut state);
+    state
+}
+
+/// The last round's key takes the tweak with it.
+#[inline]
+#[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
+fn last_round<const ENCRYPT: bool, const COUNT: usize>(
+    mut state: [__m512i; COUNT],
+    tweaks: &[__m512i; COUNT],
+    key: __m512i,
+) -> [__m512i; COUNT] {
+    // Apart from the rounds: between them these would take turns at the AES units of some CPUs out of step.
+    let mut keys = *tweaks;
+    for tweak in &mut keys {
+        *tweak = _mm512_xor_si512(*tweak, key);
+    }
+    hold(&mut keys);
+    for (block, key) in state.iter_mut().zip(keys) {
         *block = if ENCRYPT { _mm512_aesenclast_epi128(*block, key) } else { _mm512_aesdeclast_epi128(*block, key) };
     }
     state
+}
+
+/// The tweaks of a chunk to come, made in the general registers, which have nothing else to do while the vector units are busy with AES:
+/// the first half from the first tweak, the second from the 17th, so that neither takes as long as the rounds beside it.
+struct Chains {
+    low: [u64; 2],
+    high: [u64; 2],
+}
+
+impl Chains {
+    #[inline(always)]
+    fn new(tweak: u128) -> Self {
+        let high = advance::<16>(tweak);
+        Self { low: [tweak as u64, (tweak >> 64) as u64], high: [high as u64, (high >> 64) as u64] }
+    }
+
+    /// Puts the tweaks of blocks `index` and `CHAIN + index` in their places.
+    #[inline(always)]
+    fn step(&mut self, table: &mut [u128; CHUNK], index: usize) {
+        table[index] = u128::from(self.low[0]) | u128::from(self.low[1]) << 64;
+        table[CHAIN + index] = u128::from(self.high[0]) | u128::from(self.high[1]) << 64;
+        self.low = Self::double(self.low);
+        self.high = Self::double(self.high);
+    }
+
+    /// Multiplies by x. Written with carries: a shift over two registers is slow on AMD.
+    #[inline(always)]
+    fn double([low, high]: [u64; 2]) -> [u64; 2] {
+        let folded = ((high as i64) >> 63) as u64 & 0x87;
+        let (mut low_twice, mut high_twice) = (0, 0);
+        let carry = _addcarry_u64(0, low, low, &mut low_twice);
+        _addcarry_u64(carry, high, high, &mut high_twice);
+        [low_twice ^ folded, high_twice]
+    }
+
+    /// Keeps the steps between the rounds where they stand.
+    #[inline(always)]
+    fn hold(&mut self) {
+        let ([a, b], [c, d]) = (&mut self.low, &mut self.high);
+        // SAFETY: no instruction at all. As it might read memory, what was stored before it is not put off.
+        unsafe {
+            asm!(
+                "# {} {} {} {}",
+                inout(reg) * a,
+                inout(reg) * b,
+                inout(reg) * c,
+                inout(reg) * d,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+}
+
+/// Keeps the blocks of a round together. Left alone the compiler finishes one block before it starts the next, which saves registers
+/// and leaves the AES units waiting for it.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn hold<const COUNT: usize>(state: &mut [__m512i; COUNT]) {
+    match state.as_mut_slice() {
+        [a, b, c, d, e, f, g, h] => {
+            // SAFETY: no instruction at all.
+            unsafe {
+                asm!(
+                    "# {} {} {} {} {} {} {} {}",
+                    inout(zmm_reg) * a,
+                    inout(zmm_reg) * b,
+                    inout(zmm_reg) * c,
+                    inout(zmm_reg) * d,
+                    inout(zmm_reg) * e,
+                    inout(zmm_reg) * f,
+                    inout(zmm_reg) * g,
+                    inout(zmm_reg) * h,
+                    options(pure, nomem, nostack, preserves_flags)
+                )
+            }
+        }
+        [a, b, c, d] => {
+            // SAFETY: no instruction at all.
+            unsafe {
+                asm!(
+                    "# {} {} {} {}",
+                    inout(zmm_reg) * a,
+                    inout(zmm_reg) * b,
+                    inout(zmm_reg) * c,
+                    inout(zmm_reg) * d,
+                    options(pure, nomem, nostack, preserves_flags)
+                )
+            }
+        }
+        _ => {}
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast<const N: usize>(keys: &RoundKeys<N>) -> [__m512i; N] {
+    let mut wide = [_mm512_setzero_si512(); N];
+    for (wide, key) in wide.iter_mut().zip(keys) {
+        *wide = _mm512_broadcast_i32x4(*key);
+    }
+    wide
 }
 
 #[inline]
@@ -181,8 +369,8 @@ fn store(data: &mut Array<u8, U512>, state: [__m512i; CHUNK_LANES]) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_table(table: &[u128; PASS]) -> [__m512i; PASS_LANES] {
-    let mut state = [_mm512_setzero_si512(); PASS_LANES];
+fn load_table<const BLOCKS: usize, const COUNT: usize>(table: &[u128; BLOCKS]) -> [__m512i; COUNT] {
+    let mut state = [_mm512_setzero_si512(); COUNT];
     for (block, tweaks) in state.iter_mut().zip(table.as_chunks::<WIDTH>().0) {
         // SAFETY: 4 integers of 16 bytes may be read there, and the load asks for no alignment.
         *block = unsafe { _mm512_loadu_si512(tweaks.as_ptr().cast()) };
@@ -192,7 +380,7 @@ fn load_table(table: &[u128; PASS]) -> [__m512i; PASS_LANES] {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_table(table: &mut [u128; PASS], state: [__m512i; PASS_LANES]) {
+fn store_table<const BLOCKS: usize, const COUNT: usize>(table: &mut [u128; BLOCKS], state: [__m512i; COUNT]) {
     for (tweaks, block) in table.as_chunks_mut::<WIDTH>().0.iter_mut().zip(state) {
         // SAFETY: 4 integers of 16 bytes may be written there, and the store asks for no alignment.
         unsafe { _mm512_storeu_si512(tweaks.as_mut_ptr().cast(), block) }
@@ -230,3 +418,5 @@ fn store_part(data: &mut [u8], state: [__m512i; PASS_LANES]) {
         unsafe { _mm512_mask_storeu_epi8(address.cast(), mask(len, lane), block) }
     }
 }
+#[repr(align(64))]
+struct Table([u128; CHUNK]);
