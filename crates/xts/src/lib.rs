@@ -52,3 +52,10 @@ fn wipe<T: Copy + Default>(values: &mut [T]) {
     values.fill(T::default());
     zeroize::optimization_barrier(values);
 }
+
+/// Numbers from `first` on; those past the last one are not used.
+fn number(first: u128, values: &mut [u128]) {
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = first.wrapping_add(index as u128);
+    }
+}

@@ -13,7 +13,7 @@ const GROUP: usize = 128;
 /// The same in a short run, so that a call for one unit has little to set up and to wipe.
 const SHORT_GROUP: usize = 4;
 /// How far before its use data is fetched from memory, in bytes.
-const AHEAD: usize = 8192;
+const AHEAD: usize = 2048;
 /// From this length in bytes on a run is not expected in the cache.
 const MEMORY_SIZED: usize = 512 << 10;
 /// What transcrypting decrypts and then encrypts, in bytes: it stays in the second-level cache.
@@ -67,8 +67,8 @@ where
     let count = data.len() / run.unit_size;
     let (units, last) = data.split_at(count * run.unit_size);
     whole_blocks(cipher, direction, units, run);
-    let mut tweak = [run.skip(count).first_unit];
-    cipher.encrypt_tweaks(&mut tweak);
+    let mut tweak = [0];
+    cipher.encrypt_tweaks(run.skip(count).first_unit, &mut tweak);
     let before_len = (last.len() / BLOCK_LEN - 1) * BLOCK_LEN;
     let (before, stolen) = last.split_at(before_len);
     if before_len != 0 {
@@ -114,23 +114,18 @@ fn groups<A, const N: usize, const COUNT: usize>(
     A: BlockCipherEncrypt<BlockSize = U16> + BlockCipherDecrypt<BlockSize = U16> + KeyInit,
 {
     let mut tweaks = [0; COUNT];
-    let mut used = 0;
     let (mut data, mut run) = (data, run);
     while !data.is_empty() {
         let group_len = data.len().min(run.unit_size.saturating_mul(COUNT));
         let (group, rest) = data.split_at(group_len);
         data = rest;
         let count = if group_len <= run.unit_size { 1 } else { group_len.div_ceil(run.unit_size) };
-        used = used.max(count);
         let tweaks = &mut tweaks[..count];
-        for (index, tweak) in tweaks.iter_mut().enumerate() {
-            *tweak = run.skip(index).first_unit;
-        }
-        cipher.encrypt_tweaks(tweaks);
+        cipher.encrypt_tweaks(run.first_unit, tweaks);
         cipher.process(direction, group, run.unit_size, tweaks, run.ahead);
         run = run.skip(count);
     }
-    crate::wipe(&mut tweaks[..used]);
+    crate::wipe(&mut tweaks);
 }
 
 /// Ciphertext stealing (IEEE 1619, 5.3.2 and 5.4.2): `data` is the last whole block and the part after it, `tweak` the block's.

@@ -14,9 +14,10 @@ use crate::walk::{BLOCK_LEN, Chunk, Data, PASS, walk};
 const LANES: usize = 8;
 type Group<'inp, 'out> = InOut<'inp, 'out, Array<u8, U128>>;
 
-/// Encrypts unit numbers to the first tweaks of their units.
+/// Encrypts the numbers from `first_unit` to the first tweaks of as many units.
 #[target_feature(enable = "aes,pclmulqdq,sse4.1")]
-pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, tweaks: &mut [u128]) {
+pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, first_unit: u128, tweaks: &mut [u128]) {
+    crate::number(first_unit, tweaks);
     let (groups, rest) = tweaks.as_chunks_mut::<LANES>();
     for group in groups {
         let mut state = vectors(group);

@@ -102,20 +102,20 @@ where
         }
     }
 
-    /// Encrypts unit numbers to the first tweaks of their units.
+    /// Encrypts the numbers from `first_unit` to the first tweaks of as many units.
     #[inline]
-    pub(crate) fn encrypt_tweaks(&self, tweaks: &mut [u128]) {
+    pub(crate) fn encrypt_tweaks(&self, first_unit: u128, tweaks: &mut [u128]) {
         match &self.0 {
-            Keys::Portable(keys) => portable::encrypt_tweaks(keys, tweaks),
+            Keys::Portable(keys) => portable::encrypt_tweaks(keys, first_unit, tweaks),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: such a value exists only where the kernel is available.
-            Keys::AesNi(keys) => unsafe { aesni::encrypt_tweaks(&keys.tweak, tweaks) },
+            Keys::AesNi(keys) => unsafe { aesni::encrypt_tweaks(&keys.tweak, first_unit, tweaks) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: such a value exists only where the kernel is available.
-            Keys::Vaes256(keys) => unsafe { vaes256::encrypt_tweaks(&keys.tweak, tweaks) },
+            Keys::Vaes256(keys) => unsafe { vaes256::encrypt_tweaks(&keys.tweak, first_unit, tweaks) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: such a value exists only where the kernel is available.
-            Keys::Vaes512(keys) => unsafe { vaes512::encrypt_tweaks(&keys.tweak, tweaks) },
+            Keys::Vaes512(keys) => unsafe { vaes512::encrypt_tweaks(&keys.tweak, first_unit, tweaks) },
         }
     }
 

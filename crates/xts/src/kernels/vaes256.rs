@@ -18,15 +18,18 @@ const LANES: usize = PASS / WIDTH;
 const LANE_LEN: usize = 32;
 type Group<'inp, 'out> = InOut<'inp, 'out, Array<u8, U256>>;
 
-/// Encrypts unit numbers to the first tweaks of their units.
+/// Encrypts the numbers from `first_unit` to the first tweaks of as many units.
 #[target_feature(enable = "aes,avx2,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, tweaks: &mut [u128]) {
-    let (passes, rest) = tweaks.as_chunks_mut::<PASS>();
+pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, first_unit: u128, tweaks: &mut [u128]) {
+    let whole = tweaks.len() / PASS * PASS;
+    let (passes, rest) = tweaks.split_at_mut(whole);
+    crate::number(first_unit, passes);
+    let (passes, _) = passes.as_chunks_mut::<PASS>();
     for pass in passes {
         let state = load_table(pass);
         store_table(pass, rounds::<N, true>(keys, state));
     }
-    aesni::encrypt_tweaks(keys, rest);
+    aesni::encrypt_tweaks(keys, first_unit.wrapping_add(whole as u128), rest);
 }
 
 /// Encrypts or decrypts whole blocks of units that start with `tweaks`; returns the tweak that follows the last block.

@@ -8,7 +8,7 @@ use cipher::consts::U512;
 
 use super::aesni;
 use super::schedule::RoundKeys;
-use crate::tweak::advance;
+use crate::tweak::{CHAIN_LEN, Chains, advance};
 use crate::walk::{CHUNK_LEN, Chunk, Data, PASS, walk};
 
 /// Blocks of a register.
@@ -18,27 +18,30 @@ const CHUNK_LANES: usize = 8;
 const PASS_LANES: usize = PASS / WIDTH;
 const LANE_LEN: usize = 64;
 const CHUNK: usize = WIDTH * CHUNK_LANES;
-/// Tweaks of one of the two chains, and how many of them are made in a round.
-const CHAIN: usize = CHUNK / 2;
+/// Tweaks that each chain makes in a round.
 const STEPS: usize = 2;
 
-/// Encrypts unit numbers to the first tweaks of their units.
+/// Encrypts the numbers from `first_unit` to the first tweaks of as many units.
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, tweaks: &mut [u128]) {
+pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, first_unit: u128, tweaks: &mut [u128]) {
     if tweaks.len() <= PASS / 2 {
-        return aesni::encrypt_tweaks(keys, tweaks);
+        return aesni::encrypt_tweaks(keys, first_unit, tweaks);
     }
     let keys = broadcast(keys);
+    let mut first = first_unit;
     let (chunks, rest) = tweaks.as_chunks_mut::<CHUNK>();
     for chunk in chunks {
-        encrypt_numbers::<N, CHUNK, CHUNK_LANES>(&keys, chunk);
+        let state = encrypt_numbers::<N, CHUNK_LANES>(&keys, first);
+        store_table::<CHUNK, CHUNK_LANES>(chunk, state);
+        first = first.wrapping_add(CHUNK as u128);
     }
     for part in rest.chunks_mut(PASS) {
         let mut pass = [0; PASS];
-        pass[..part.len()].copy_from_slice(part);
-        encrypt_numbers::<N, PASS, PASS_LANES>(&keys, &mut pass);
+        let state = encrypt_numbers::<N, PASS_LANES>(&keys, first);
+        store_table::<PASS, PASS_LANES>(&mut pass, state);
         part.copy_from_slice(&pass[..part.len()]);
         crate::wipe(&mut pass);
+        first = first.wrapping_add(PASS as u128);
     }
 }
 
@@ -101,14 +104,15 @@ fn chunk<const N: usize, const ENCRYPT: bool>(
         ($($index:literal)*) => {$(
             state = round::<ENCRYPT, CHUNK_LANES>(state, keys[1 + $index]);
             for step in 0..STEPS {
-                chains.step(table, $index * STEPS + step);
+                let index = $index * STEPS + step;
+                [table[index], table[CHAIN_LEN + index]] = chains.next();
             }
-            chains.hold();
+            hold_chains(&mut chains);
         )*};
     }
     // Written out: the compiler would make a loop of it that reads the round keys from memory.
     round_and_steps!(0 1 2 3 4 5 6 7);
-    for key in &keys[1 + CHAIN / STEPS..N - 1] {
+    for key in &keys[1 + CHAIN_LEN / STEPS..N - 1] {
         state = round::<ENCRYPT, CHUNK_LANES>(state, *key);
     }
     state = last_round::<ENCRYPT, CHUNK_LANES>(state, &tweaks, keys[N - 1]);
@@ -164,15 +168,18 @@ fn follow(tweak: u128) -> [__m512i; CHUNK_LANES] {
 
 #[inline]
 #[target_feature(enable = "aes,avx512f,avx512bw,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-fn encrypt_numbers<const N: usize, const BLOCKS: usize, const COUNT: usize>(
-    keys: &[__m512i; N],
-    numbers: &mut [u128; BLOCKS],
-) {
+fn encrypt_numbers<const N: usize, const COUNT: usize>(keys: &[__m512i; N], first: u128) -> [__m512i; COUNT] {
     let none = [_mm512_setzero_si512(); COUNT];
-    let mut state = load_table::<BLOCKS, COUNT>(numbers);
+    let mut state = none;
+    for (lane, block) in state.iter_mut().enumerate() {
+        // Four numbers a lane. Each is a sum of its own: between two there may be a carry into the upper half.
+        let [a, b, c, d] = [0, 1, 2, 3].map(|index| first.wrapping_add((lane * WIDTH + index) as u128));
+        let halves = [a, a >> 64, b, b >> 64, c, c >> 64, d, d >> 64].map(|half| half as i64);
+        let [a, b, c, d, e, f, g, h] = halves;
+        *block = _mm512_set_epi64(h, g, f, e, d, c, b, a);
+    }
     whiten(&mut state, &none, keys[0]);
-    state = rounds::<N, true, COUNT>(keys, state, &none);
-    store_table::<BLOCKS, COUNT>(numbers, state);
+    rounds::<N, true, COUNT>(keys, state, &none)
 }
 
 /// The first whitening and the tweak in one instruction.
@@ -228,57 +235,6 @@ fn last_round<const ENCRYPT: bool, const COUNT: usize>(
     state
 }
 
-/// The tweaks of a chunk to come, made in the general registers, which have nothing else to do while the vector units are busy with AES:
-/// the first half from the first tweak, the second from the 17th, so that neither takes as long as the rounds beside it.
-struct Chains {
-    low: [u64; 2],
-    high: [u64; 2],
-}
-
-impl Chains {
-    #[inline(always)]
-    fn new(tweak: u128) -> Self {
-        let high = advance::<16>(tweak);
-        Self { low: [tweak as u64, (tweak >> 64) as u64], high: [high as u64, (high >> 64) as u64] }
-    }
-
-    /// Puts the tweaks of blocks `index` and `CHAIN + index` in their places.
-    #[inline(always)]
-    fn step(&mut self, table: &mut [u128; CHUNK], index: usize) {
-        table[index] = u128::from(self.low[0]) | u128::from(self.low[1]) << 64;
-        table[CHAIN + index] = u128::from(self.high[0]) | u128::from(self.high[1]) << 64;
-        self.low = Self::double(self.low);
-        self.high = Self::double(self.high);
-    }
-
-    /// Multiplies by x. Written with carries: a shift over two registers is slow on AMD.
-    #[inline(always)]
-    fn double([low, high]: [u64; 2]) -> [u64; 2] {
-        let folded = ((high as i64) >> 63) as u64 & 0x87;
-        let (mut low_twice, mut high_twice) = (0, 0);
-        let carry = _addcarry_u64(0, low, low, &mut low_twice);
-        _addcarry_u64(carry, high, high, &mut high_twice);
-        [low_twice ^ folded, high_twice]
-    }
-
-    /// Keeps the steps between the rounds where they stand.
-    #[inline(always)]
-    fn hold(&mut self) {
-        let ([a, b], [c, d]) = (&mut self.low, &mut self.high);
-        // SAFETY: no instruction at all. As it might read memory, what was stored before it is not put off.
-        unsafe {
-            asm!(
-                "# {} {} {} {}",
-                inout(reg) * a,
-                inout(reg) * b,
-                inout(reg) * c,
-                inout(reg) * d,
-                options(nostack, preserves_flags)
-            );
-        }
-    }
-}
-
 /// Keeps the blocks of a round together. Left alone the compiler finishes one block before it starts the next, which saves registers
 /// and leaves the AES units waiting for it.
 #[inline]
@@ -316,6 +272,24 @@ fn hold<const COUNT: usize>(state: &mut [__m512i; COUNT]) {
             }
         }
         _ => {}
+    }
+}
+
+/// Keeps the tweaks of the next chunk between the rounds where they stand: the general registers have nothing else to do while the vector
+/// units are busy with AES.
+#[inline(always)]
+fn hold_chains(chains: &mut Chains) {
+    let [a, b, c, d] = chains.halves();
+    // SAFETY: no instruction at all. As it might read memory, what was stored before it is not put off.
+    unsafe {
+        asm!(
+            "# {} {} {} {}",
+            inout(reg) * a,
+            inout(reg) * b,
+            inout(reg) * c,
+            inout(reg) * d,
+            options(nostack, preserves_flags)
+        );
     }
 }
 
