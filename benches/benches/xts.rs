@@ -14,7 +14,7 @@ fn main() {
     let key: [u8; 64] = std::array::from_fn(|i| i as u8);
     let len: usize = std::env::var("LEN").ok().and_then(|s| s.parse().ok()).unwrap_or(65536);
     let rounds: usize = std::env::var("R").ok().and_then(|s| s.parse().ok()).unwrap_or(100);
-    let peers = std::env::var("P").is_ok();
+    let peers = true;
     let mut buf = vec![1u8; len];
     let mut cases: Vec<(String, Box<dyn FnMut(&mut [u8])>)> = vec![];
     for w in Width::ALL { cases.push((format!("limit {w:?}"), Box::new(move |d| w.rounds_of(d.len())))); }

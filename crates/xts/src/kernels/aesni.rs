@@ -17,18 +17,22 @@ type Group<'inp, 'out> = InOut<'inp, 'out, Array<u8, U128>>;
 /// Encrypts the numbers from `first_unit` to the first tweaks of as many units.
 #[target_feature(enable = "aes,pclmulqdq,sse4.1")]
 pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, first_unit: u128, tweaks: &mut [u128]) {
-    crate::number(first_unit, tweaks);
+    let number = |index| to_vector(first_unit.wrapping_add(index as u128));
     let (groups, rest) = tweaks.as_chunks_mut::<LANES>();
-    for group in groups {
-        let mut state = vectors(group);
+    let whole = groups.len() * LANES;
+    for (group_index, group) in groups.iter_mut().enumerate() {
+        let mut state = [_mm_setzero_si128(); LANES];
+        for (index, block) in state.iter_mut().enumerate() {
+            *block = number(group_index * LANES + index);
+        }
         state = rounds::<N, true, LANES>(keys, state);
         for (tweak, block) in group.iter_mut().zip(state) {
             *tweak = from_vector(block);
         }
     }
-    for tweak in rest {
-        let [value] = rounds::<N, true, 1>(keys, [to_vector(*tweak)]);
-        *tweak = from_vector(value);
+    for (index, tweak) in rest.iter_mut().enumerate() {
+        let [block] = rounds::<N, true, 1>(keys, [number(whole + index)]);
+        *tweak = from_vector(block);
     }
 }
 
