@@ -30,10 +30,13 @@
 #![no_std]
 #![deny(unsafe_code)] // kernels.rs alone allows it
 
-#[cfg(feature = "parallel")]
+#[cfg(any(feature = "parallel", fuzzing))]
 extern crate std;
 
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernels;
 #[cfg(feature = "parallel")]
 pub mod parallel;

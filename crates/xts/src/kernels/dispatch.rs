@@ -32,6 +32,17 @@ impl Kernel {
         Self::ALL.into_iter().rev().find(|kernel| kernel.is_available()).unwrap_or(Self::Portable)
     }
 
+    /// Its name in messages and in `VMSEAL_EXPECT_KERNEL`, which tests read.
+    #[cfg(feature = "force-kernel")]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::AesNi => "aes-ni",
+            Self::Vaes256 => "vaes-256",
+            Self::Vaes512 => "vaes-512",
+        }
+    }
+
     /// Whether this CPU and its operating system run it.
     pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
