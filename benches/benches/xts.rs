@@ -1,41 +1,61 @@
-use std::hint::black_box;
-use std::time::Instant;
-use vmseal_benches::limits::{self, Width};
-use vmseal_benches::peers::*;
-use vmseal_xts::Kernel;
+//! Criterion's view of the same cases, for changes over time: `cargo bench --bench xts -- --baseline before`. Ratios are those of the bench
+//! `figures`, which lets the contestants take turns.
 
-fn time(len: usize, f: &mut dyn FnMut()) -> f64 {
-    let n = ((4 << 20) / len).max(1);
-    let t = Instant::now();
-    for _ in 0..n { f(); }
-    (len * n) as f64 / t.elapsed().as_secs_f64() / 1e9
-}
-fn main() {
-    let key: [u8; 64] = std::array::from_fn(|i| i as u8);
-    let len: usize = std::env::var("LEN").ok().and_then(|s| s.parse().ok()).unwrap_or(65536);
-    let rounds: usize = std::env::var("R").ok().and_then(|s| s.parse().ok()).unwrap_or(100);
-    let peers = true;
-    let mut buf = vec![1u8; len];
-    let mut cases: Vec<(String, Box<dyn FnMut(&mut [u8])>)> = vec![];
-    for w in Width::ALL { cases.push((format!("limit {w:?}"), Box::new(move |d| w.rounds_of(d.len())))); }
-    if len > 1<<20 { for a in [0, 2048, 8192, 16384] { cases.push((format!("mem ahead {a}"), Box::new(move |d| limits::update(d, a)))); } }
-    for unit in [512usize, 4096] {
-        for k in Kernel::ALL { let mut v = Vmseal::on(k, &key).unwrap(); let mut w = Vmseal::on(k, &key).unwrap();
-            cases.push((format!("{k:?} enc {unit}"), Box::new(move |d| v.encrypt(d, unit))));
-            cases.push((format!("{k:?} dec {unit}"), Box::new(move |d| w.decrypt(d, unit))));
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use vmseal_benches::figures::{LENS, UNIT_SIZES};
+use vmseal_benches::limits::Width;
+use vmseal_benches::peers::{AwsLc, Gcrypt, OneUnitACall, OpenSsl, Peer, Vmseal, XtsMode};
+
+fn peer<P: Peer>(criterion: &mut Criterion, name: &str, buffer: &mut [u8], make: impl Fn(&[u8; 64]) -> P) {
+    let key = |by: u8| std::array::from_fn(|index| index as u8 ^ by);
+    for len in LENS {
+        if name == "xts-mode" && len > LENS[1] {
+            continue;
         }
-        { let mut v = Vmseal::new(&key); let mut w = Vmseal::new(&key); cases.push((format!("transcrypt {unit}"), Box::new(move |d| v.transcrypt(&mut w, d, unit)))); }
-        { let mut v = OneUnitACall(Vmseal::new(&key)); cases.push((format!("one unit {unit}"), Box::new(move |d| v.encrypt(d, unit)))); }
-        if peers {
-        { let mut v = OpenSsl::new(&key); cases.push((format!("openssl {unit}"), Box::new(move |d| v.encrypt(d, unit)))); }
-        { let mut v = AwsLc::new(&key); cases.push((format!("awslc {unit}"), Box::new(move |d| v.encrypt(d, unit)))); }
-        { let mut v = Gcrypt::new(&key); cases.push((format!("gcrypt {unit}"), Box::new(move |d| v.encrypt(d, unit)))); }
-        { let mut v = XtsMode::new(&key); cases.push((format!("xtsmode {unit}"), Box::new(move |d| v.encrypt(d, unit)))); }
+        let data = &mut buffer[..len];
+        for unit_size in UNIT_SIZES {
+            let (mut from, mut to) = (make(&key(0)), make(&key(0x55)));
+            let mut group = criterion.benchmark_group(format!("{} KiB, units of {unit_size}", len >> 10));
+            group.throughput(Throughput::Bytes(len as u64));
+            group.bench_function(format!("{name}/encrypt"), |bench| {
+                bench.iter(|| from.encrypt(black_box(data), unit_size))
+            });
+            group.bench_function(format!("{name}/decrypt"), |bench| {
+                bench.iter(|| from.decrypt(black_box(data), unit_size))
+            });
+            group.bench_function(format!("{name}/transcrypt"), |bench| {
+                bench.iter(|| from.transcrypt(&mut to, black_box(data), unit_size));
+            });
         }
     }
-    let mut res = vec![vec![]; cases.len()];
-    for _ in 0..rounds { for (i, (_, f)) in cases.iter_mut().enumerate() { res[i].push(time(len, &mut || f(black_box(&mut buf)))); } }
-    let mut lim = 0.0;
-    for (i, (n, _)) in cases.iter().enumerate() { res[i].sort_by(f64::total_cmp); let med = res[i][rounds / 2]; let max = res[i][rounds - 1]; if n == "limit Zmm" { lim = med; }
-        println!("{n:24} median {med:7.2} max {max:7.2}  {:5.1} % of zmm", med / if lim > 0.0 { lim } else { 1.0 } * 100.0); }
 }
+
+fn all(criterion: &mut Criterion) {
+    let mut buffer = vec![1; LENS[2]];
+    for width in Width::ALL.into_iter().filter(|width| width.is_available()) {
+        let mut group = criterion.benchmark_group("issue limit");
+        group.throughput(Throughput::Bytes(LENS[1] as u64));
+        group.bench_function(format!("{} bits", width.bits()), |bench| {
+            bench.iter(|| width.rounds_of(black_box(LENS[1])))
+        });
+    }
+    peer(criterion, "vmseal", &mut buffer, Vmseal::new);
+    peer(criterion, "vmseal, one unit a call", &mut buffer, |key| OneUnitACall(Vmseal::new(key)));
+    peer(criterion, "OpenSSL", &mut buffer, OpenSsl::new);
+    peer(criterion, "AWS-LC", &mut buffer, AwsLc::new);
+    peer(criterion, "libgcrypt", &mut buffer, Gcrypt::new);
+    peer(criterion, "xts-mode", &mut buffer, XtsMode::new);
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(500));
+    targets = all
+}
+criterion_main!(benches);

@@ -176,8 +176,20 @@ unsafe extern "C" {
     fn gcry_cipher_close(handle: *mut c_void);
     fn gcry_cipher_setkey(handle: *mut c_void, key: *const c_void, len: usize) -> c_uint;
     fn gcry_cipher_setiv(handle: *mut c_void, iv: *const c_void, len: usize) -> c_uint;
-    fn gcry_cipher_encrypt(handle: *mut c_void, to: *mut c_void, to_len: usize, from: *const c_void, len: usize) -> c_uint;
-    fn gcry_cipher_decrypt(handle: *mut c_void, to: *mut c_void, to_len: usize, from: *const c_void, len: usize) -> c_uint;
+    fn gcry_cipher_encrypt(
+        handle: *mut c_void,
+        to: *mut c_void,
+        to_len: usize,
+        from: *const c_void,
+        len: usize,
+    ) -> c_uint;
+    fn gcry_cipher_decrypt(
+        handle: *mut c_void,
+        to: *mut c_void,
+        to_len: usize,
+        from: *const c_void,
+        len: usize,
+    ) -> c_uint;
 }
 
 // gcrypt.h

@@ -32,7 +32,7 @@ impl Run {
     /// Checks a run of `len` bytes before anything of it is changed.
     #[inline]
     pub(crate) fn new(len: usize, unit_size: usize, first_unit: u128) -> Result<Self, Error> {
-        if unit_size < BLOCK_LEN || unit_size % BLOCK_LEN != 0 {
+        if unit_size < BLOCK_LEN || !unit_size.is_multiple_of(BLOCK_LEN) {
             return Err(Error::UnitSize);
         }
         // A division costs as much as the tweak of a unit does on some CPUs; one unit needs none.
@@ -61,7 +61,7 @@ pub(crate) fn process<A, const N: usize>(cipher: &Cipher<A, N>, direction: Direc
 where
     A: BlockCipherEncrypt<BlockSize = U16> + BlockCipherDecrypt<BlockSize = U16> + KeyInit,
 {
-    if data.len() % BLOCK_LEN == 0 {
+    if data.len().is_multiple_of(BLOCK_LEN) {
         return whole_blocks(cipher, direction, data, run);
     }
     let count = data.len() / run.unit_size;

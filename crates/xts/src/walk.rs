@@ -37,7 +37,7 @@ pub(crate) fn walk(
 ) -> u128 {
     // Small units are left to passes, which run across their borders, and of others what is less than a chunk; between whole chunks
     // a border is a matter of counting.
-    let whole_chunks = unit_size % CHUNK_LEN == 0;
+    let whole_chunks = unit_size.is_multiple_of(CHUNK_LEN);
     let small = !whole_chunks && unit_size < 4 * CHUNK_LEN;
     let unit_chunks = if whole_chunks { unit_size / CHUNK_LEN } else { usize::MAX };
     let mut table = [0; PASS];

@@ -2,6 +2,8 @@
 //!
 //! A kernel that this CPU does not run is left out and named on standard error; where `VMSEAL_EXPECT_KERNEL` names it, that is a failure.
 
+#![allow(clippy::panic, clippy::print_stderr, clippy::unwrap_used, reason = "a failing test")]
+
 use openssl::cipher::Cipher;
 use openssl::cipher_ctx::CipherCtx;
 use proptest::prelude::*;

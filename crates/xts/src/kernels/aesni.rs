@@ -156,25 +156,22 @@ fn rounds<const N: usize, const ENCRYPT: bool, const COUNT: usize>(
 #[inline]
 #[target_feature(enable = "sse4.1")]
 fn hold<const COUNT: usize>(state: &mut [__m128i; COUNT]) {
-    match state.as_mut_slice() {
-        [a, b, c, d, e, f, g, h] => {
-            // SAFETY: no instruction at all.
-            unsafe {
-                asm!(
-                    "# {} {} {} {} {} {} {} {}",
-                    inout(xmm_reg) * a,
-                    inout(xmm_reg) * b,
-                    inout(xmm_reg) * c,
-                    inout(xmm_reg) * d,
-                    inout(xmm_reg) * e,
-                    inout(xmm_reg) * f,
-                    inout(xmm_reg) * g,
-                    inout(xmm_reg) * h,
-                    options(pure, nomem, nostack, preserves_flags)
-                )
-            }
+    if let [a, b, c, d, e, f, g, h] = state.as_mut_slice() {
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!(
+                "# {} {} {} {} {} {} {} {}",
+                inout(xmm_reg) * a,
+                inout(xmm_reg) * b,
+                inout(xmm_reg) * c,
+                inout(xmm_reg) * d,
+                inout(xmm_reg) * e,
+                inout(xmm_reg) * f,
+                inout(xmm_reg) * g,
+                inout(xmm_reg) * h,
+                options(pure, nomem, nostack, preserves_flags)
+            )
         }
-        _ => {}
     }
 }
 

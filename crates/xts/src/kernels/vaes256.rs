@@ -143,25 +143,22 @@ fn rounds<const N: usize, const ENCRYPT: bool>(keys: &RoundKeys<N>, mut state: [
 #[inline]
 #[target_feature(enable = "avx2")]
 fn hold<const COUNT: usize>(state: &mut [__m256i; COUNT]) {
-    match state.as_mut_slice() {
-        [a, b, c, d, e, f, g, h] => {
-            // SAFETY: no instruction at all.
-            unsafe {
-                asm!(
-                    "# {} {} {} {} {} {} {} {}",
-                    inout(ymm_reg) * a,
-                    inout(ymm_reg) * b,
-                    inout(ymm_reg) * c,
-                    inout(ymm_reg) * d,
-                    inout(ymm_reg) * e,
-                    inout(ymm_reg) * f,
-                    inout(ymm_reg) * g,
-                    inout(ymm_reg) * h,
-                    options(pure, nomem, nostack, preserves_flags)
-                )
-            }
+    if let [a, b, c, d, e, f, g, h] = state.as_mut_slice() {
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!(
+                "# {} {} {} {} {} {} {} {}",
+                inout(ymm_reg) * a,
+                inout(ymm_reg) * b,
+                inout(ymm_reg) * c,
+                inout(ymm_reg) * d,
+                inout(ymm_reg) * e,
+                inout(ymm_reg) * f,
+                inout(ymm_reg) * g,
+                inout(ymm_reg) * h,
+                options(pure, nomem, nostack, preserves_flags)
+            )
         }
-        _ => {}
     }
 }
 

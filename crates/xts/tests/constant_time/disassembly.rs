@@ -11,19 +11,19 @@ const SECRET: u8 = 1;
 /// The address of the structure with the pointers and the length of the data.
 const ARGUMENTS: u8 = 2;
 
-pub struct Instruction {
+pub(crate) struct Instruction {
     address: u64,
-    pub mnemonic: String,
-    pub operands: String,
+    pub(crate) mnemonic: String,
+    pub(crate) operands: String,
 }
 
-pub struct Function {
+pub(crate) struct Function {
     name: String,
-    pub instructions: Vec<Instruction>,
+    pub(crate) instructions: Vec<Instruction>,
 }
 
 /// The functions of `objdump`'s output whose names start with `prefix`.
-pub fn functions(text: &str, prefix: &str) -> Vec<Function> {
+pub(crate) fn functions(text: &str, prefix: &str) -> Vec<Function> {
     let mut found: Vec<Function> = Vec::new();
     let mut inside = false;
     for line in text.lines() {
@@ -152,7 +152,7 @@ fn operand(text: &str) -> Operand {
 }
 
 /// Checks a function; returns at how many places a secret stands in a general register.
-pub fn check(function: &Function) -> usize {
+pub(crate) fn check(function: &Function) -> usize {
     let lines = &function.instructions;
     let at: BTreeMap<u64, usize> = lines.iter().enumerate().map(|(index, line)| (line.address, index)).collect();
     let name = function.name.rsplit("::").find(|part| !part.starts_with('h') && !part.starts_with('{')).unwrap_or("");
@@ -275,9 +275,7 @@ fn step(function: &Function, line: &Instruction, state: &mut State) {
         || is_lea
         || mnemonic == "pop"
         || mnemonic.contains("broadcast");
-    let value = if mnemonic == "pop" {
-        PUBLIC
-    } else if mnemonic.contains("xor") && same {
+    let value = if mnemonic == "pop" || mnemonic.contains("xor") && same {
         PUBLIC
     } else if mnemonic.starts_with("set") {
         state.flags

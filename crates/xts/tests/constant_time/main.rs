@@ -3,6 +3,7 @@
 //!
 //! `tests/probe` is what is run, and taken apart.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::unwrap_used, reason = "a failing test")]
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod disassembly;
