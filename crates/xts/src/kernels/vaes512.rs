@@ -107,7 +107,7 @@ fn chunk<const N: usize, const ENCRYPT: bool>(
                 let index = $index * STEPS + step;
                 [table[index], table[CHAIN_LEN + index]] = chains.next();
             }
-            hold_chains(&mut chains);
+            hold_both(&mut state, &mut chains);
         )*};
     }
     // Written out: the compiler would make a loop of it that reads the round keys from memory.
@@ -275,19 +275,29 @@ fn hold<const COUNT: usize>(state: &mut [__m512i; COUNT]) {
     }
 }
 
-/// Keeps the tweaks of the next chunk between the rounds where they stand: the general registers have nothing else to do while the vector
-/// units are busy with AES.
-#[inline(always)]
-fn hold_chains(chains: &mut Chains) {
-    let [a, b, c, d] = chains.halves();
+/// Keeps a round and the tweaks of the next chunk that are made beside it together: the general registers have nothing else to do while the
+/// vector units are busy with AES. Left alone the compiler makes all tweaks first.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn hold_both(state: &mut [__m512i; CHUNK_LANES], chains: &mut Chains) {
+    let [a, b, c, d, e, f, g, h] = state;
+    let [i, j, k, l] = chains.halves();
     // SAFETY: no instruction at all. As it might read memory, what was stored before it is not put off.
     unsafe {
         asm!(
-            "# {} {} {} {}",
-            inout(reg) * a,
-            inout(reg) * b,
-            inout(reg) * c,
-            inout(reg) * d,
+            "# {} {} {} {} {} {} {} {} {} {} {} {}",
+            inout(zmm_reg) * a,
+            inout(zmm_reg) * b,
+            inout(zmm_reg) * c,
+            inout(zmm_reg) * d,
+            inout(zmm_reg) * e,
+            inout(zmm_reg) * f,
+            inout(zmm_reg) * g,
+            inout(zmm_reg) * h,
+            inout(reg) * i,
+            inout(reg) * j,
+            inout(reg) * k,
+            inout(reg) * l,
             options(nostack, preserves_flags)
         );
     }
