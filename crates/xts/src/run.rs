@@ -13,7 +13,7 @@ const GROUP: usize = 128;
 /// The same in a short run, so that a call for one unit has little to set up and to wipe.
 const SHORT_GROUP: usize = 4;
 /// How far before its use data is fetched from memory, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 /// From this length in bytes on a run is not expected in the cache.
 const MEMORY_SIZED: usize = 512 << 10;
 /// What transcrypting decrypts and then encrypts, in bytes: it stays in the second-level cache.

@@ -72,3 +72,30 @@ fn invert<const N: usize>(encrypt: &RoundKeys<N>) -> RoundKeys<N> {
     }
     keys
 }
+
+#[cfg(test)]
+mod tests {
+    use core::mem::MaybeUninit;
+
+    use super::*;
+    use crate::kernels::Kernel;
+
+    #[test]
+    fn schedules_are_wiped_when_they_are_dropped() {
+        if !Kernel::AesNi.is_available() {
+            return;
+        }
+        let mut place = MaybeUninit::<Schedules<15>>::uninit();
+        let bytes = place.as_mut_ptr().cast::<u8>();
+        let read = || {
+            // SAFETY: the schedules were written there, without padding between vectors, and the place still exists.
+            (0..size_of::<Schedules<15>>()).all(|index| unsafe { bytes.add(index).read_volatile() } == 0)
+        };
+        // SAFETY: AES-NI is available.
+        unsafe { bytes.cast::<Schedules<15>>().write(Schedules::new(&[7; 32], &[9; 32])) };
+        assert!(!read());
+        // SAFETY: written above, dropped once.
+        unsafe { bytes.cast::<Schedules<15>>().drop_in_place() };
+        assert!(read());
+    }
+}

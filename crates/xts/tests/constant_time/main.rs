@@ -18,7 +18,7 @@ fn probe(soft: bool) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/probe/Cargo.toml");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(if soft { "probe-soft" } else { "probe" });
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--release", "--locked", "--manifest-path"]).arg(manifest);
+    cargo.args(["build", "--quiet", "--release", "--manifest-path"]).arg(manifest);
     cargo.arg("--target-dir").arg(&target);
     // What the tests around are built with (coverage, sanitizers) is not wanted in here.
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "LLVM_PROFILE_FILE"]
