@@ -17,7 +17,7 @@ const AHEAD: usize = 4096;
 /// From this length in bytes on a run is not expected in the cache.
 const MEMORY_SIZED: usize = 512 << 10;
 /// What transcrypting decrypts and then encrypts, in bytes: it stays in the second-level cache.
-const TRANSCRYPT_LEN: usize = 64 << 10;
+const TRANSCRYPT_LEN: usize = 128 << 10;
 
 /// A run of data units within the range of unit numbers, the last one of at least a block.
 #[derive(Clone, Copy)]
