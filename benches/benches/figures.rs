@@ -20,11 +20,14 @@ fn processor() -> String {
 fn main() {
     let load = || std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned();
     let before = load();
-    let mut buffer = vec![1; LENS[2]];
+    // On the border of a page, as buffers of a disk are.
+    let mut bytes = vec![1; LENS[2] + 4096];
+    let start = bytes.as_ptr().align_offset(4096);
+    let buffer = &mut bytes[start..start + LENS[2]];
     let mut figures = Figures::new();
     for case in Case::all() {
         eprintln!("{case:?}");
-        figures.insert(case, measure(case, &mut buffer));
+        figures.insert(case, measure(case, buffer));
     }
     let mut tables = format!(
         "Processor: {}. Kernel chosen: {}. Peers: {}, AWS-LC (aws-lc-sys 0.47), libgcrypt {}, xts-mode 0.6 on aes 0.9. \
