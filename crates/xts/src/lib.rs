@@ -48,6 +48,7 @@ pub mod parallel;
 mod run;
 mod tweak;
 mod walk;
+mod wipe;
 mod xts;
 
 pub use error::Error;
@@ -55,19 +56,8 @@ pub use error::Error;
 pub use kernels::Kernel;
 pub use xts::{XtsAes128, XtsAes256};
 
+use wipe::wipe;
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
-
-/// Overwrites what must not be left in memory; the compiler may not leave it out.
-fn wipe<T: Copy + Default>(values: &mut [T]) {
-    values.fill(T::default());
-    zeroize::optimization_barrier(values);
-}
-
-/// Numbers from `first` on; those past the last one are not used.
-fn number(first: u128, values: &mut [u128]) {
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = first.wrapping_add(index as u128);
-    }
-}

@@ -24,6 +24,13 @@ fn double([low, high]: [u64; 2]) -> [u64; 2] {
     [low << 1 ^ folded, high << 1 | low >> 63]
 }
 
+/// Numbers from `first` on; those past the last one are not used.
+pub(crate) fn number(first: u128, values: &mut [u128]) {
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = first.wrapping_add(index as u128);
+    }
+}
+
 /// Tweaks that one chain makes.
 pub(crate) const CHAIN_LEN: usize = 16;
 

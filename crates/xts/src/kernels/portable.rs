@@ -31,7 +31,7 @@ pub(super) fn encrypt_tweaks<A>(keys: &Keys<A>, first_unit: u128, tweaks: &mut [
 where
     A: BlockCipherEncrypt<BlockSize = U16>,
 {
-    crate::number(first_unit, tweaks);
+    crate::tweak::number(first_unit, tweaks);
     let mut blocks = [Block::default(); 16];
     for group in tweaks.chunks_mut(blocks.len()) {
         let blocks = &mut blocks[..group.len()];

@@ -23,7 +23,7 @@ type Group<'inp, 'out> = InOut<'inp, 'out, Array<u8, U256>>;
 pub(super) fn encrypt_tweaks<const N: usize>(keys: &RoundKeys<N>, first_unit: u128, tweaks: &mut [u128]) {
     let whole = tweaks.len() / PASS * PASS;
     let (passes, rest) = tweaks.split_at_mut(whole);
-    crate::number(first_unit, passes);
+    crate::tweak::number(first_unit, passes);
     let (passes, _) = passes.as_chunks_mut::<PASS>();
     for pass in passes {
         let state = load_table(pass);
