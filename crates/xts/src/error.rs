@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Why a run of data units was not processed; no byte of it has changed then.
+/// Why a run of data units was not processed; but for [`Workers`](Self::Workers), no byte of it has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,6 +18,8 @@ pub enum Error {
     UnitSize,
     /// The run goes past data unit 2^128 - 1.
     UnitNumber,
+    /// The workers did not run every job that they were given: which parts of the run have changed is unknown.
+    Workers,
 }
 
 impl core::error::Error for Error {}
@@ -31,6 +33,7 @@ impl fmt::Display for Error {
             Self::ShortUnit => "the last data unit is shorter than 16 bytes",
             Self::UnitSize => "a data unit is a multiple of 16 bytes",
             Self::UnitNumber => "the run of data units goes past number 2^128 - 1",
+            Self::Workers => "parts of the run were not worked on; see that the pool runs every job",
         })
     }
 }

@@ -24,15 +24,40 @@
 //!
 //! XTS hides content and does not authenticate it: changed ciphertext decrypts to something, units can be put back as they were before,
 //! and equal units under the same number show. Key schedules and tweaks are wiped when they are dropped; what the compiler
-//! left in registers or spilled to the stack is not. AES itself is the `aes` crate's: hardware instructions where there are some, fixsliced and
-//! in constant time otherwise; nothing here branches on or indexes by keys, tweaks or data.
+//! left in registers or spilled to the stack is not. Nothing here branches on or indexes by keys, tweaks or data.
+//!
+//! # Kernels
+//!
+//! On x86-64 the fastest of VAES with AVX-512, VAES with AVX2 and AES-NI that the CPU runs is chosen when a key is set up. Elsewhere, and
+//! where there is none, AES is the `aes` crate's, in batches: ARMv8 instructions where there are some, fixsliced and in constant time otherwise.
+//! The feature `force-kernel` lets tests and benches choose; `parallel` has large runs worked on by several threads.
 
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // kernels.rs alone allows it
 
-mod batch;
+#[cfg(any(feature = "parallel", fuzzing))]
+extern crate std;
+
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+mod kernels;
+#[cfg(feature = "parallel")]
+pub mod parallel;
+mod run;
+mod tweak;
+mod walk;
+mod wipe;
 mod xts;
 
 pub use error::Error;
+#[cfg(feature = "force-kernel")]
+pub use kernels::Kernel;
 pub use xts::{XtsAes128, XtsAes256};
+
+use wipe::wipe;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,25 +3,27 @@
 use core::fmt;
 
 use aes::{Aes128, Aes256};
-use cipher::KeyInit;
+use cipher::InOutBuf;
 use subtle::ConstantTimeEq;
 
-use crate::batch::{self, Direction};
 use crate::error::Error;
+use crate::kernels::{Cipher, Direction, Kernel};
+#[cfg(feature = "parallel")]
+use crate::parallel::{Workers, for_each_part};
+use crate::run::{self, Run};
 
 macro_rules! xts {
-    ($(#[$doc:meta])* $name:ident, $aes:ident, $key_len:literal) => {
+    ($(#[$doc:meta])* $name:ident, $aes:ident, $round_keys:literal, $key_len:literal) => {
         $(#[$doc])*
         pub struct $name {
-            data: $aes,
-            tweak: $aes,
+            cipher: Cipher<$aes, $round_keys>,
         }
 
         impl $name {
             /// The bytes of its key: the data key, then the tweak key.
             pub const KEY_LEN: usize = $key_len;
 
-            /// The cipher under `key`: the data key, then the tweak key.
+            /// The cipher under `key`: the data key, then the tweak key. The kernel is chosen here, once.
             ///
             /// # Errors
             /// [`Error::EqualHalves`].
@@ -34,24 +36,30 @@ macro_rules! xts {
             /// # Errors
             /// [`Error::KeyLength`]; [`Error::EqualHalves`].
             pub fn new_from_slice(key: &[u8]) -> Result<Self, Error> {
-                if key.len() != $key_len {
-                    return Err(Error::KeyLength);
-                }
-                let (data, tweak) = key.split_at($key_len / 2);
-                if data.ct_eq(tweak).into() {
-                    return Err(Error::EqualHalves);
-                }
-                let aes = |key| $aes::new_from_slice(key).map_err(|_| Error::KeyLength);
-                Ok(Self { data: aes(data)?, tweak: aes(tweak)? })
+                let key = key.try_into().map_err(|_| Error::KeyLength)?;
+                // The portable kernel is always there.
+                Self::on(Kernel::detect(), key).or_else(|| Self::on(Kernel::Portable, key)).unwrap_or(Err(Error::KeyLength))
+            }
+
+            /// The cipher under `key` on this kernel, however slow; none where the CPU does not run it.
+            #[cfg(feature = "force-kernel")]
+            pub fn with_kernel(kernel: Kernel, key: &[u8; $key_len]) -> Option<Result<Self, Error>> {
+                Self::on(kernel, key)
+            }
+
+            /// The kernel that it runs on.
+            #[cfg(feature = "force-kernel")]
+            pub fn kernel(&self) -> Kernel {
+                self.cipher.kernel()
             }
 
             /// Encrypts a run of data units in place. `data` is units of `unit_size` bytes, numbered from `first_unit`; the last may be
-            /// shorter, from 16 bytes on.
+            /// shorter, from 16 bytes on, and is enciphered by ciphertext stealing (IEEE 1619, 5.3.2) where it is not whole blocks.
             ///
             /// # Errors
             /// [`Error::UnitSize`], [`Error::ShortUnit`], [`Error::UnitNumber`]: nothing has changed then.
             pub fn encrypt_units(&self, data: &mut [u8], unit_size: usize, first_unit: u128) -> Result<(), Error> {
-                batch::run(&self.data, &self.tweak, Direction::Encrypt, data, unit_size, first_unit)
+                self.process(Direction::Encrypt, data.into(), unit_size, first_unit)
             }
 
             /// Decrypts a run of data units in place; as [`encrypt_units`](Self::encrypt_units).
@@ -59,13 +67,13 @@ macro_rules! xts {
             /// # Errors
             /// As [`encrypt_units`](Self::encrypt_units).
             pub fn decrypt_units(&self, data: &mut [u8], unit_size: usize, first_unit: u128) -> Result<(), Error> {
-                batch::run(&self.data, &self.tweak, Direction::Decrypt, data, unit_size, first_unit)
+                self.process(Direction::Decrypt, data.into(), unit_size, first_unit)
             }
 
             /// Encrypts a run of data units from `input` into `output`.
             ///
             /// # Errors
-            /// [`Error::OutputLength`]; otherwise as [`encrypt_units`](Self::encrypt_units). `output` is unspecified after an error.
+            /// [`Error::OutputLength`]; otherwise as [`encrypt_units`](Self::encrypt_units). Nothing is written then.
             pub fn encrypt_units_to(
                 &self,
                 input: &[u8],
@@ -73,8 +81,8 @@ macro_rules! xts {
                 unit_size: usize,
                 first_unit: u128,
             ) -> Result<(), Error> {
-                batch::copy(input, output)?;
-                self.encrypt_units(output, unit_size, first_unit)
+                let data = InOutBuf::new(input, output).map_err(|_| Error::OutputLength)?;
+                self.process(Direction::Encrypt, data, unit_size, first_unit)
             }
 
             /// Decrypts a run of data units from `input` into `output`.
@@ -88,8 +96,8 @@ macro_rules! xts {
                 unit_size: usize,
                 first_unit: u128,
             ) -> Result<(), Error> {
-                batch::copy(input, output)?;
-                self.decrypt_units(output, unit_size, first_unit)
+                let data = InOutBuf::new(input, output).map_err(|_| Error::OutputLength)?;
+                self.process(Direction::Decrypt, data, unit_size, first_unit)
             }
 
             /// Decrypts a run of data units under this key and encrypts it under `to`, in one pass over blocks that stay in the cache.
@@ -103,17 +111,148 @@ macro_rules! xts {
                 unit_size: usize,
                 first_unit: u128,
             ) -> Result<(), Error> {
-                batch::check(data.len(), unit_size, first_unit)?;
-                // Whole units of about 64 KiB: what the first pass leaves in the cache the second finds there.
-                let block_len = (65_536 / unit_size).max(1) * unit_size;
-                let mut unit = first_unit;
-                for block in data.chunks_mut(block_len) {
-                    self.decrypt_units(block, unit_size, unit)?;
-                    to.encrypt_units(block, unit_size, unit)?;
-                    // The sum was checked for the whole run; the value after the last block is not used.
-                    unit = unit.wrapping_add((block_len / unit_size) as u128);
-                }
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                run::transcrypt(&self.cipher, &to.cipher, data, run);
                 Ok(())
+            }
+
+            /// As [`encrypt_units`](Self::encrypt_units), with `workers` doing parts of it at the same time. A short run is done at once.
+            ///
+            /// # Errors
+            /// As [`encrypt_units`](Self::encrypt_units); [`Error::Workers`].
+            #[cfg(feature = "parallel")]
+            pub fn encrypt_units_parallel(
+                &self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel(Direction::Encrypt, data, unit_size, first_unit, workers)
+            }
+
+            /// As [`decrypt_units`](Self::decrypt_units), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_parallel`](Self::encrypt_units_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn decrypt_units_parallel(
+                &self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel(Direction::Decrypt, data, unit_size, first_unit, workers)
+            }
+
+            /// As [`encrypt_units_to`](Self::encrypt_units_to), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_to`](Self::encrypt_units_to); [`Error::Workers`].
+            #[cfg(feature = "parallel")]
+            pub fn encrypt_units_to_parallel(
+                &self,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel_to(Direction::Encrypt, input, output, unit_size, first_unit, workers)
+            }
+
+            /// As [`decrypt_units_to`](Self::decrypt_units_to), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_to_parallel`](Self::encrypt_units_to_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn decrypt_units_to_parallel(
+                &self,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                self.parallel_to(Direction::Decrypt, input, output, unit_size, first_unit, workers)
+            }
+
+            /// As [`transcrypt_units`](Self::transcrypt_units), with `workers` doing parts of it at the same time.
+            ///
+            /// # Errors
+            /// As [`encrypt_units_parallel`](Self::encrypt_units_parallel).
+            #[cfg(feature = "parallel")]
+            pub fn transcrypt_units_parallel(
+                &self,
+                to: &Self,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                let len = data.len();
+                for_each_part(data, len, run, workers, |part, run| run::transcrypt(&self.cipher, &to.cipher, part, run))
+            }
+
+            fn on(kernel: Kernel, key: &[u8; $key_len]) -> Option<Result<Self, Error>> {
+                let (data, tweak) = key.split_at($key_len / 2);
+                if data.ct_eq(tweak).into() {
+                    return Some(Err(Error::EqualHalves));
+                }
+                Cipher::new(kernel, data, tweak).map(|cipher| Ok(Self { cipher: cipher? }))
+            }
+
+            #[inline]
+            fn process(
+                &self,
+                direction: Direction,
+                data: InOutBuf<'_, '_, u8>,
+                unit_size: usize,
+                first_unit: u128,
+            ) -> Result<(), Error> {
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                run::process(&self.cipher, direction, data, run);
+                Ok(())
+            }
+
+            #[cfg(feature = "parallel")]
+            fn parallel(
+                &self,
+                direction: Direction,
+                data: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                let run = Run::new(data.len(), unit_size, first_unit)?;
+                let len = data.len();
+                for_each_part(data, len, run, workers, |part, run| {
+                    run::process(&self.cipher, direction, part.into(), run);
+                })
+            }
+
+            #[cfg(feature = "parallel")]
+            fn parallel_to(
+                &self,
+                direction: Direction,
+                input: &[u8],
+                output: &mut [u8],
+                unit_size: usize,
+                first_unit: u128,
+                workers: &dyn Workers,
+            ) -> Result<(), Error> {
+                if input.len() != output.len() {
+                    return Err(Error::OutputLength);
+                }
+                let run = Run::new(input.len(), unit_size, first_unit)?;
+                for_each_part((input, output), input.len(), run, workers, |(input, output), run| {
+                    // The parts are of one length, as the whole is.
+                    if let Ok(part) = InOutBuf::new(input, output) {
+                        run::process(&self.cipher, direction, part, run);
+                    }
+                })
             }
         }
 
@@ -127,10 +266,10 @@ macro_rules! xts {
 
 xts! {
     /// XTS-AES-256: a key of 64 bytes.
-    XtsAes256, Aes256, 64
+    XtsAes256, Aes256, 15, 64
 }
 
 xts! {
     /// XTS-AES-128: a key of 32 bytes.
-    XtsAes128, Aes128, 32
+    XtsAes128, Aes128, 11, 32
 }
