@@ -183,7 +183,35 @@ impl Dictionary {
         self.text.clone()
     }
 
-    fn from_text(text: Zeroizing<Vec<u8>>) -> Self {
+    /// The lines without their endings, with the name of the entry where there is one.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.lines.iter().zip(&self.contents).map(|(line, content)| {
+            let name = match content {
+                Content::Entry { name, .. } => Some(&self.text[name.clone()]),
+                _ => None,
+            };
+            (&self.text[line.content.clone()], name)
+        })
+    }
+
+    /// Adds a line as it is, which has no line ending in it.
+    pub(crate) fn push_line(&mut self, line: &[u8]) {
+        *self = Self::from_text(lines::insert_after(&self.text, self.lines.last(), line));
+    }
+
+    /// Keeps the lines for which `keep` is true, by the name of their entry.
+    pub(crate) fn retain_lines(&mut self, mut keep: impl FnMut(Option<&[u8]>) -> bool) {
+        let mut index = 0;
+        while index < self.lines.len() {
+            if keep(self.lines().nth(index).and_then(|(_, name)| name)) {
+                index += 1;
+            } else {
+                *self = Self::from_text(lines::remove(&self.text, &self.lines, index));
+            }
+        }
+    }
+
+    pub(crate) fn from_text(text: Zeroizing<Vec<u8>>) -> Self {
         let (mut lines, mut contents) = (Vec::new(), Vec::new());
         for line in lines::split(&text) {
             let start = line.content.start;

@@ -227,7 +227,7 @@ impl Opener {
     /// As [`open`].
     pub fn finish(mut self) -> Result<u64, Error> {
         let end = self.header_len + self.len;
-        if self.held.len() < TAIL_LEN || self.len % BLOCK_LEN as u64 != 0 {
+        if self.held.len() < TAIL_LEN || !self.len.is_multiple_of(BLOCK_LEN as u64) {
             let least = self.header_len + TAIL_LEN as u64;
             let wanted_bytes = end.next_multiple_of(BLOCK_LEN as u64).max(least);
             return Err(Error::Truncated { format: "envelope", len_bytes: end, wanted_bytes });

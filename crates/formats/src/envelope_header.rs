@@ -88,7 +88,7 @@ impl Header {
         if version != VERSION {
             return Err(Error::UnsupportedVersion { format: "the envelope", version: version.to_string() });
         }
-        if len % BLOCK_LEN as u64 != 0 || len > LEN_MAX {
+        if !len.is_multiple_of(BLOCK_LEN as u64) || len > LEN_MAX {
             let wanted = "needs a multiple of 4096, at most 1 MiB";
             return Err(Error::Length { what: "the header of an envelope", found: len, wanted });
         }

@@ -91,6 +91,14 @@ impl KeyList {
         self.pairs.push(pair);
     }
 
+    /// Puts a pair in the place of another, by its index, or at the end.
+    pub(crate) fn replace(&mut self, index: usize, pair: Pair) {
+        match self.pairs.get_mut(index) {
+            Some(old) => *old = pair,
+            None => self.pairs.push(pair),
+        }
+    }
+
     /// Keeps the pairs for which `keep` is true.
     pub fn retain(&mut self, keep: impl FnMut(&Pair) -> bool) {
         self.pairs.retain(keep);
@@ -134,20 +142,20 @@ impl KeyList {
             .map(|(plaintext, by, _)| Opened { plaintext, by })
     }
 
-    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and the pair.
+    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and which pair it was.
     pub(crate) fn open_where<T>(
         &self,
         keys: &mut dyn KeySource,
         rounds_max: u32,
         mut read: impl FnMut(&Pair, Zeroizing<Vec<u8>>) -> Result<T, Error>,
-    ) -> Result<(T, OpenedBy, &Pair), Error> {
+    ) -> Result<(T, OpenedBy, usize), Error> {
         let mut source_error = None;
         let mut pair_error = None;
         let mut was_tried = false;
-        for pair in &self.pairs {
+        for (index, pair) in self.pairs.iter().enumerate() {
             match try_pair(pair, keys, rounds_max) {
                 Ok(Attempt::Opened(plaintext, by)) => match read(pair, plaintext) {
-                    Ok(value) => return Ok((value, by, pair)),
+                    Ok(value) => return Ok((value, by, index)),
                     Err(error) => pair_error = pair_error.or(Some(error)),
                 },
                 Ok(Attempt::NoKey) => {}

@@ -107,7 +107,7 @@ fn bundles_of_esxi_open_and_are_written_again() {
         let list = KeyList::parse(&bundle).unwrap();
         let locator = &case["locators"][0];
         let id = KeyId::new(ProviderName::new(text(&locator["server"])).unwrap(), text(&locator["key_id"])).unwrap();
-        assert_eq!(list.key_ids(), [id.clone()]);
+        assert_eq!(list.key_ids().as_slice(), std::slice::from_ref(&id));
         let kek = Kek::from_slice(&hex(&locator["kek_hex"])).unwrap();
         let opened = list.open_with(&mut OneKey(id, kek)).unwrap();
         assert_eq!(opened.plaintext.as_slice(), text(&case["plaintext"]).as_bytes());

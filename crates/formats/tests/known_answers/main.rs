@@ -1,6 +1,9 @@
 //! The vectors in `tests/vectors`: every valid file gives the expected values, every invalid one an error of its class.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
+
 mod cases;
 mod descriptor;
 mod envelope;
+mod key_safe;
 mod locator;
