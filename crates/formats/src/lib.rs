@@ -30,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cowd;
 mod create_type;
 mod crypto_dict;
 mod descriptor;
@@ -41,6 +42,7 @@ mod envelope_header;
 mod error;
 mod extent;
 mod gcm;
+mod grain_table;
 mod key_dict;
 mod key_list;
 mod lines;
@@ -49,20 +51,27 @@ mod locator_text;
 mod locked_vmx;
 mod new_descriptor;
 mod phrase;
+pub mod se_sparse;
 pub mod sparse_header;
+mod sparse_writer;
+pub mod stream_optimized;
 mod unlocked_vmx;
 mod vmx_split;
 
+pub use cowd::CowdHeader;
 pub use create_type::CreateType;
 pub use descriptor::Descriptor;
 pub use dictionary::{Dictionary, Duplicate};
 pub use error::{Error, Kind, Place};
 pub use extent::{Access, Extent, ExtentKind};
+pub use grain_table::{GrainEntry, GrainLayout};
 pub use key_dict::KeyDict;
 pub use key_list::{KeyList, Opened, OpenedBy};
 pub use locator::{Locator, Pair, RawKey, Role};
 pub use locked_vmx::{LockedVmx, Style};
 pub use new_descriptor::NewDescriptor;
 pub use phrase::PhraseParameters;
+pub use se_sparse::SeSparseHeader;
 pub use sparse_header::{Compression, SparseHeader};
+pub use sparse_writer::{SparseWriter, StreamWriter};
 pub use unlocked_vmx::UnlockedVmx;

@@ -7,3 +7,4 @@ mod descriptor;
 mod envelope;
 mod key_safe;
 mod locator;
+mod sparse;
