@@ -179,6 +179,17 @@ impl Descriptor {
         self.header("encryptionKeys").map(|text| KeyList::parse(&text)).transpose()
     }
 
+    /// Whether ESXi encrypted the disk: its data is ciphertext of a form that is not public.
+    ///
+    /// The `vmwarevmcrypt` filter or a `keyID` tells, or locked keys that no entries of vmseal's own profile go with.
+    pub fn is_esxi_encrypted(&self) -> bool {
+        let filters = self.ddb("iofilters").unwrap_or_default();
+        let is_ours = self.ddb_entries().any(|(name, _)| name.to_ascii_lowercase().starts_with("ddb.vmseal."));
+        filters.split(',').any(|filter| filter.trim().eq_ignore_ascii_case("vmwarevmcrypt"))
+            || self.header("keyID").is_some()
+            || !is_ours && self.header("encryptionKeys").is_some()
+    }
+
     /// The text without padding.
     pub fn text(&self) -> &[u8] {
         &self.text
@@ -295,21 +306,28 @@ fn is_plain(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// The first line that is not blank.
-fn check_signature(text: &[u8]) -> Result<(), Error> {
+/// Whether the first line that is not blank is the signature of a descriptor.
+pub(crate) fn has_signature(text: &[u8]) -> bool {
+    matches!(signature_line(text), Some((_, true)))
+}
+
+/// Where the first line that is not blank begins, and whether it is the signature: letters in any case, with or without blanks.
+fn signature_line(text: &[u8]) -> Option<(usize, bool)> {
+    const LETTERS: &[u8] = b"#diskdescriptorfile";
     let mut all = lines::split(text).map(|line| (line.content.start, text[line.content].trim_ascii()));
-    let Some((start, first)) = all.find(|(_, line)| !line.is_empty()) else {
-        return Err(Error::Syntax {
-            what: "this VMDK descriptor is empty; restore it from a copy",
-            place: Place::Byte(0),
-        });
-    };
-    let letters: Vec<u8> =
-        first.iter().filter(|byte| !byte.is_ascii_whitespace()).map(u8::to_ascii_lowercase).collect();
-    if letters == b"#diskdescriptorfile" {
-        Ok(())
-    } else {
-        Err(Error::BadMagic { format: "VMDK descriptor", place: Place::Byte(start as u64) })
+    let (start, first) = all.find(|(_, line)| !line.is_empty())?;
+    let letters = first.iter().filter(|byte| !byte.is_ascii_whitespace()).map(u8::to_ascii_lowercase);
+    Some((start, letters.eq(LETTERS.iter().copied())))
+}
+
+fn check_signature(text: &[u8]) -> Result<(), Error> {
+    match signature_line(text) {
+        Some((_, true)) => Ok(()),
+        Some((start, false)) => Err(Error::BadMagic { format: "VMDK descriptor", place: Place::Byte(start as u64) }),
+        None => {
+            let what = "this VMDK descriptor is empty; restore it from a copy";
+            Err(Error::Syntax { what, place: Place::Byte(0) })
+        }
     }
 }
 

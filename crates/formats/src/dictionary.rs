@@ -183,6 +183,22 @@ impl Dictionary {
         self.text.clone()
     }
 
+    /// The names and values of the entries as text, and where each value begins.
+    pub(crate) fn decoded(&self) -> Result<Vec<(String, Zeroizing<String>, Place)>, Error> {
+        let encoding = self.encoding()?;
+        let decoded = self.ranges().map(|(index, name, value, _)| {
+            let column = value.start - self.lines[index].content.start + 1;
+            let place = Place::Line { line: index + 1, column };
+            let name = String::from_utf8_lossy(&self.text[name]).into_owned();
+            let value = dictionary_line::unescape(&self.text[value]);
+            match encoding.decode_without_bom_handling_and_without_replacement(&value) {
+                Some(text) => Ok((name, Zeroizing::new(text.into_owned()), place)),
+                None => Err(Error::Encoding { name, encoding: encoding.name(), place }),
+            }
+        });
+        decoded.collect()
+    }
+
     /// The lines without their endings, with the name of the entry where there is one.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         self.lines.iter().zip(&self.contents).map(|(line, content)| {

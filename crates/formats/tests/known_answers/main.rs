@@ -4,7 +4,10 @@
 
 mod cases;
 mod descriptor;
+mod encobj;
 mod envelope;
+mod identify;
 mod key_safe;
 mod locator;
 mod sparse;
+mod vmsd;
