@@ -6,6 +6,8 @@ mod cases;
 mod descriptor;
 mod encobj;
 mod envelope;
+#[path = "../testing/extents.rs"]
+mod extents;
 mod identify;
 mod key_safe;
 mod locator;
