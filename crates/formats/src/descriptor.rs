@@ -478,7 +478,7 @@ fn decode(encoding: &'static Encoding, name: &str, (place, value): (Place, &[u8]
 
 /// What parses is written as it was, and an entry that is added and removed leaves nothing.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(descriptor) = Descriptor::parse(data) else { return };
     assert_eq!(descriptor.to_bytes(), data);
     let _ = (descriptor.encryption_keys(), descriptor.headers().count(), descriptor.ddb_entries().count());

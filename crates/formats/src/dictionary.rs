@@ -274,7 +274,7 @@ impl Eq for Dictionary {}
 
 /// Whatever the bytes: written as it was read, and one edit changes one line.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let dictionary = Dictionary::parse(data);
     assert_eq!(dictionary.to_bytes().as_slice(), data);
     for (name, value) in dictionary.entries() {

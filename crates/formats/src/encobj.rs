@@ -158,7 +158,7 @@ pub fn is_snapshot(data: &[u8]) -> bool {
 
 /// Whatever the bytes: the length that the header promises comes out.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     if let Ok(plaintext) = decrypt_unauthenticated(&[7; 64], data) {
         assert!(EncObjHeader::parse(data).is_ok_and(|header| header.logical_len == plaintext.len() as u64));
     }

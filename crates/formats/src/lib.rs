@@ -84,3 +84,19 @@ pub use sparse_header::{Compression, SparseHeader};
 pub use sparse_writer::{SparseWriter, StreamWriter};
 pub use unlocked_vmx::UnlockedVmx;
 pub use vmsd::{Problem, Snapshot, SnapshotDisk, SnapshotList};
+
+/// The bodies of the fuzz targets in `fuzz/`.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::descriptor::fuzz as descriptor;
+    pub use crate::dictionary::fuzz as dictionary;
+    pub use crate::encobj::fuzz as encobj;
+    pub use crate::envelope::fuzz as envelope;
+    pub use crate::locator::fuzz as locator;
+    pub use crate::locked_vmx::fuzz as keysafe_open;
+    pub use crate::se_sparse::fuzz as sesparse;
+    pub use crate::sparse_header::fuzz as sparse_header;
+    pub use crate::vmem::fuzz as vmem_expand;
+    pub use crate::vmsd::fuzz as vmsd;
+}

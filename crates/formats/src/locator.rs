@@ -269,7 +269,7 @@ fn write_element(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// What parses is written canonically, and parses to the same.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     if let Ok(text) = core::str::from_utf8(data)
         && let Ok(locator) = Locator::parse(text)
     {

@@ -138,7 +138,7 @@ fn at(vmx: &Dictionary, name: &str, error: Error) -> Error {
 
 /// Under one phrase: whatever is unlocked is written back as it was, or locks to something that opens.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     use vmseal_keys::{Kek, KeyId, KeySourceError, ProviderName};
     struct Keys;
     impl KeySource for Keys {

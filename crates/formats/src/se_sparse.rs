@@ -196,7 +196,7 @@ impl SeSparseHeader {
 
 /// Whatever the bytes: no entry leads outside its area.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(header) = SeSparseHeader::parse(data) else { return };
     for (index, entry) in data.as_chunks().0.iter().enumerate() {
         let entry = u64::from_le_bytes(*entry);

@@ -297,7 +297,7 @@ impl SparseHeader {
 
 /// What parses is written as it was, up to the spelling of its flag for an unclean shutdown.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(header) = SparseHeader::parse(data) else { return };
     let bytes = header.to_bytes();
     assert!(SparseHeader::parse(&bytes).is_ok_and(|again| again == header));

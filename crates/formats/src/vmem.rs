@@ -168,7 +168,7 @@ impl Block<'_> {
 
 /// Whatever the bytes: no more memory than the limit.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     if let Ok(flat) = expand(data, 16 << 20) {
         assert!(flat.len() <= 16 << 20);
     }

@@ -261,7 +261,7 @@ fn number<T: core::str::FromStr>(value: &str, place: Place) -> Result<T, Error> 
 
 /// Whatever the bytes: it ends, and every snapshot is reached from a root or is told to be in a cycle.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(list) = SnapshotList::parse(&Dictionary::parse(data)) else { return };
     let has_cycle = list.problems.iter().any(|problem| matches!(problem, Problem::Cycle { .. }));
     for snapshot in list.snapshots.iter().take(64) {
