@@ -16,6 +16,7 @@ const GRAIN_SECTORS_MAX: u32 = 1 << 16;
 
 /// The header of a COWD extent, as far as it says where grains are.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CowdHeader {
     /// Bits of unknown meaning; 3 in every file known.
     pub flags: u32,
@@ -35,8 +36,8 @@ impl CowdHeader {
     /// Reads a header; `bytes` may go on behind it.
     ///
     /// # Errors
-    /// [`Error::BadMagic`], [`Error::Truncated`], [`Error::UnsupportedVersion`]; [`Error::Value`] for a grain that is no power of two
-    /// and for a directory that is too short for the capacity.
+    /// [`Error::BadMagic`], [`Error::Truncated`], [`Error::UnsupportedVersion`]; [`Error::Value`] for a grain that is
+    /// no power of two and for a directory that is too short for the capacity.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         const FORMAT: &str = "COWD extent";
         if bytes[..bytes.len().min(MAGIC.len())] != MAGIC[..bytes.len().min(MAGIC.len())] {

@@ -22,8 +22,8 @@ const DDB: &str = "ddb.";
 
 /// A descriptor as it is written, byte for byte, with its entries and extents found.
 ///
-/// It ends at the first NUL; what follows is padding, and is written back so that the length stays as it was where the text allows it.
-/// Names compare without case. What is not known is kept where it is.
+/// It ends at the first NUL; what follows is padding, and is written back so that the length stays as it was where the
+/// text allows it. Names compare without case. What is not known is kept where it is.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Descriptor {
     text: Vec<u8>,
@@ -61,7 +61,8 @@ impl Descriptor {
     /// # Errors
     /// [`Error::Limit`] for more than 1 MiB; [`Error::BadMagic`] without the signature in the first line;
     /// [`Error::Syntax`], [`Error::Missing`], [`Error::Duplicate`], [`Error::Value`], [`Error::Unknown`],
-    /// [`Error::UnsupportedVersion`] and [`Error::Encoding`] with the line; for `encryptionKeys` those of [`Locator::parse`].
+    /// [`Error::UnsupportedVersion`] and [`Error::Encoding`] with the line; for `encryptionKeys` those of
+    /// [`Locator::parse`].
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
         if len > LEN_MAX || bytes.len() > 2 * LEN_MAX {
@@ -76,8 +77,8 @@ impl Descriptor {
 
     /// Sets a header entry, as `encryptionKeys`.
     ///
-    /// Where there is one its value alone is replaced; otherwise a line `name="value"` is added below the other header entries,
-    /// before the extents. The format has no escapes: quotes and control characters become `_`. A name that
+    /// Where there is one its value alone is replaced; otherwise a line `name="value"` is added below the other header
+    /// entries, before the extents. The format has no escapes: quotes and control characters become `_`. A name that
     /// [`parse`](Self::parse) reads itself, as `CID`, is left as it is where the value cannot be one of its.
     pub fn set_header(&mut self, name: &str, value: &str) {
         let first_extent = self.contents.iter().position(|content| matches!(content, Content::Extent(_))).unwrap_or(0);
@@ -311,7 +312,8 @@ pub(crate) fn has_signature(text: &[u8]) -> bool {
     matches!(signature_line(text), Some((_, true)))
 }
 
-/// Where the first line that is not blank begins, and whether it is the signature: letters in any case, with or without blanks.
+/// Where the first line that is not blank begins, and whether it is the signature: letters in any case, with or without
+/// blanks.
 fn signature_line(text: &[u8]) -> Option<(usize, bool)> {
     const LETTERS: &[u8] = b"#diskdescriptorfile";
     let mut all = lines::split(text).map(|line| (line.content.start, text[line.content].trim_ascii()));

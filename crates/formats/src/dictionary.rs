@@ -15,8 +15,8 @@ const ENCODING: &str = ".encoding";
 
 /// A dictionary file as it is written, byte for byte, with its entries found.
 ///
-/// Names compare without case. Of entries with the same name the first counts; what is no entry is kept where it is. The text may hold
-/// keys, and is wiped when it goes or is changed.
+/// Names compare without case. Of entries with the same name the first counts; what is no entry is kept where it is.
+/// The text may hold keys, and is wiped when it goes or is changed.
 #[derive(Clone, Default)]
 pub struct Dictionary {
     text: Zeroizing<Vec<u8>>,
@@ -27,6 +27,7 @@ pub struct Dictionary {
 
 /// A name that is given again.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Duplicate {
     /// The name as the later line spells it.
     pub name: String,
@@ -42,15 +43,17 @@ impl Dictionary {
         Self::default()
     }
 
-    /// Reads a file. Every file is one: a line that is no entry is kept as it is, and told by [`malformed`](Self::malformed).
+    /// Reads a file. Every file is one: a line that is no entry is kept as it is, and told by
+    /// [`malformed`](Self::malformed).
     pub fn parse(bytes: &[u8]) -> Self {
         Self::from_text(Zeroizing::new(bytes.to_vec()))
     }
 
     /// Sets the value of an entry.
     ///
-    /// Where there is such an entry its value alone is replaced, on its own line; otherwise a line `name = "value"` is added at the
-    /// end, with the line ending of the file. Bytes that no name can have (see [`is_name`](Self::is_name)) become `_`.
+    /// Where there is such an entry its value alone is replaced, on its own line; otherwise a line `name = "value"` is
+    /// added at the end, with the line ending of the file. Bytes that no name can have (see [`is_name`](Self::is_name))
+    /// become `_`.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         let escaped = dictionary_line::escape(value);
         if let Some((_, _, range, quoted)) = self.find(name) {

@@ -1,7 +1,9 @@
-//! Encrypted objects of Workstation and Fusion: `.nvram`, `.vmsn`, `.vmss` and `.vmem` (`docs/formats/encobj.md`). Read only.
+//! Encrypted objects of Workstation and Fusion: `.nvram`, `.vmsn`, `.vmss` and `.vmem` (`docs/formats/encobj.md`). Read
+//! only.
 //!
-//! **Nothing here is authenticated.** Each page has a MAC whose key and coverage are not public: pages can be changed or put in each other's
-//! place, and a wrong key gives garbage, without anyone noticing. Whoever shows what was read says so.
+//! **Nothing here is authenticated.** Each page has a MAC whose key and coverage are not public: pages can be changed
+//! or put in each other's place, and a wrong key gives garbage, without anyone noticing. Whoever shows what was read
+//! says so.
 
 use aes::Aes256;
 use bytes::Buf;
@@ -32,6 +34,7 @@ const SNAPSHOT_MAGICS: [u32; 4] = [0xbed2_bed2, 0xbed2_bed0, 0xbad1_bad1, 0xbed3
 
 /// The header of an encrypted object.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct EncObjHeader {
     /// 1, or 2 for memory.
     pub version: u32,

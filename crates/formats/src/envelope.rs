@@ -57,8 +57,8 @@ pub fn is_envelope(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
 }
 
-/// Where the envelope begins in a file: at its start, or behind the header of a kernel's core dump. At least 4096 bytes and the magic
-/// behind them have to be given for the latter.
+/// Where the envelope begins in a file: at its start, or behind the header of a kernel's core dump. At least 4096 bytes
+/// and the magic behind them have to be given for the latter.
 pub fn find(start: &[u8]) -> Option<usize> {
     [0, ZDUMP_OFFSET].into_iter().find(|&offset| start.get(offset..).is_some_and(is_envelope))
 }
@@ -93,9 +93,9 @@ pub fn seal<R: TryCryptoRng>(
 /// Opens an envelope whole.
 ///
 /// # Errors
-/// Those of [`Header::parse`]; [`Error::WrongKey`] before anything is decrypted; [`Error::NotAuthentic`] for damage and for other
-/// associated data; [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::Length`],
-/// [`Error::Corrupt`].
+/// Those of [`Header::parse`]; [`Error::WrongKey`] before anything is decrypted; [`Error::NotAuthentic`] for damage and
+/// for other associated data; [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`],
+/// [`Error::Length`], [`Error::Corrupt`].
 pub fn open(key: &FileKey, aad: &[u8], envelope: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
     let header = Header::parse(envelope)?;
     let mut opener = Opener::new(key, aad, &header)?;
@@ -179,8 +179,8 @@ impl Sealer {
 
 /// Opens an envelope in pieces, in constant memory.
 ///
-/// What comes out of [`update`](Self::update) is not authenticated: it goes where nobody reads it, a temporary file, until
-/// [`finish`](Self::finish) has verified the tag and told how much of it is data.
+/// What comes out of [`update`](Self::update) is not authenticated: it goes where nobody reads it, a temporary file,
+/// until [`finish`](Self::finish) has verified the tag and told how much of it is data.
 pub struct Opener {
     gcm: Gcm,
     /// The end of what came so far.

@@ -31,6 +31,7 @@ const ATTRIBUTES_MAX: usize = 1024;
 
 /// A value in the header.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum AttributeValue {
     /// Types 1 to 4.
     Unsigned(u64),
@@ -46,6 +47,7 @@ pub enum AttributeValue {
 
 /// A named value in the header.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Attribute {
     /// Its name.
     pub name: String,

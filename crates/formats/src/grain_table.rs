@@ -10,6 +10,7 @@ const ENTRY_LEN: u64 = 4;
 
 /// What an extent has at a grain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum GrainEntry {
     /// Nothing: the parent shows, or zeros where there is none.
@@ -25,6 +26,7 @@ pub enum GrainEntry {
 
 /// What the tables of an extent need to be found and read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct GrainLayout {
     /// The size of the extent on the virtual disk.
     pub capacity_sectors: u64,
@@ -82,8 +84,8 @@ impl GrainLayout {
     /// Reads the grain directory: the sector of each table, none where all its grains are absent.
     ///
     /// # Errors
-    /// [`Error::Truncated`] where `bytes` is shorter than [`directory_range`](Self::directory_range); [`Error::Corrupt`] for a table
-    /// that reaches behind the end of the file.
+    /// [`Error::Truncated`] where `bytes` is shorter than [`directory_range`](Self::directory_range);
+    /// [`Error::Corrupt`] for a table that reaches behind the end of the file.
     pub fn read_directory(&self, bytes: &[u8], file_len: u64) -> Result<Vec<Option<u64>>, Error> {
         let range = self.directory_range();
         let sectors = entries(bytes, self.table_count(), &range)?.enumerate().map(|(index, sector)| {
@@ -103,8 +105,8 @@ impl GrainLayout {
     /// Reads a grain table.
     ///
     /// # Errors
-    /// [`Error::Truncated`] where `bytes` is shorter than a table; [`Error::Corrupt`] for a grain that begins behind the end of the
-    /// file.
+    /// [`Error::Truncated`] where `bytes` is shorter than a table; [`Error::Corrupt`] for a grain that begins behind
+    /// the end of the file.
     pub fn read_table(&self, table_sector: u64, bytes: &[u8], file_len: u64) -> Result<Vec<GrainEntry>, Error> {
         let range = self.table_range(table_sector);
         let read = entries(bytes, self.gtes_per_gt, &range)?.enumerate().map(|(index, entry)| match entry {

@@ -13,6 +13,7 @@ const CHANGE_TRACKING_MAGIC: [u8; 4] = [0xa2, 0x72, 0x19, 0xf6];
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum FileKind {
     /// Which blocks of a disk changed: `-ctk.vmdk`.

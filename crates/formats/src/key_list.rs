@@ -127,8 +127,9 @@ impl KeyList {
     /// Opens it with the first pair for which there is a key.
     ///
     /// # Errors
-    /// [`Error::WrongKey`] where keys or phrases were tried and none opens it; otherwise what is wrong with the first pair that
-    /// cannot be opened here, or [`Error::NoKey`]. [`Error::KeySource`] where a provider failed and nothing else opens it.
+    /// [`Error::WrongKey`] where keys or phrases were tried and none opens it; otherwise what is wrong with the first
+    /// pair that cannot be opened here, or [`Error::NoKey`]. [`Error::KeySource`] where a provider failed and nothing
+    /// else opens it.
     pub fn open_with(&self, keys: &mut dyn KeySource) -> Result<Opened, Error> {
         self.open_up_to(keys, kdf::ROUNDS_MAX)
     }
@@ -142,7 +143,8 @@ impl KeyList {
             .map(|(plaintext, by, _)| Opened { plaintext, by })
     }
 
-    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and which pair it was.
+    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and which pair it
+    /// was.
     pub(crate) fn open_where<T>(
         &self,
         keys: &mut dyn KeySource,

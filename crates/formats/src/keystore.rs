@@ -27,8 +27,9 @@ impl Keystore {
     /// Reads a keystore. In mode `NONE` the key follows from the file: whoever has the file has the key.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] in mode `TPM`, where a host's TPM has sealed the key; [`Error::Unknown`] for another mode;
-    /// [`Error::Missing`], [`Error::Syntax`], [`Error::Escape`], [`Error::Base64`], [`Error::Length`], [`Error::UnsupportedVersion`].
+    /// [`Error::Unsupported`] in mode `TPM`, where a host's TPM has sealed the key; [`Error::Unknown`] for another
+    /// mode; [`Error::Missing`], [`Error::Syntax`], [`Error::Escape`], [`Error::Base64`], [`Error::Length`],
+    /// [`Error::UnsupportedVersion`].
     pub fn parse(dictionary: &Dictionary) -> Result<Self, Error> {
         const PART: &str = "keystore";
         let mode = dictionary.text("mode")?.ok_or(Error::Missing { name: "mode", part: PART })?;

@@ -20,16 +20,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Nothing here reads or writes files. What is not understood is kept byte for byte; lengths, nesting and rounds meet a limit before any work;
-//! every error tells the line and column, or the byte.
+//! Nothing here reads or writes files. What is not understood is kept byte for byte; lengths, nesting and rounds meet a
+//! limit before any work; every error tells the line and column, or the byte.
 //!
 //! # What it does not protect against
 //!
-//! Formats have the strength that their makers gave them: the key safe authenticates plaintext and neither IV nor padding, `encobj` pages have a
-//! MAC that nobody knows how to verify, and the key hash of an envelope lets anyone test guesses at its key.
+//! Formats have the strength that their makers gave them: the key safe authenticates plaintext and neither IV nor
+//! padding, `encobj` pages have a MAC that nobody knows how to verify, and the key hash of an envelope lets anyone test
+//! guesses at its key.
 
 #![forbid(unsafe_code)]
 
+mod attached_disks;
 pub mod cowd;
 mod create_type;
 mod crypto_dict;
@@ -64,6 +66,7 @@ pub mod vmem;
 mod vmsd;
 mod vmx_split;
 
+pub use attached_disks::{AttachedDisk, attached_disks};
 pub use cowd::CowdHeader;
 pub use create_type::CreateType;
 pub use descriptor::Descriptor;

@@ -18,6 +18,7 @@ pub(crate) const TYPE: &str = "vmx.encryptionType";
 
 /// How a VMX hides its secrets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Style {
     /// ESXi: every pair of `encryption.bundle` holds the secrets themselves.
@@ -78,8 +79,8 @@ impl LockedVmx {
     /// Opens it with the first lock for which there is a phrase or key.
     ///
     /// # Errors
-    /// As [`KeyList::open_with`]; [`Error::NotAuthentic`], [`Error::Base64`] and [`Error::Length`] for `encryption.data`; those of
-    /// [`KeyDict::parse`] for a key that was locked in a way that no product locks it.
+    /// As [`KeyList::open_with`]; [`Error::NotAuthentic`], [`Error::Base64`] and [`Error::Length`] for
+    /// `encryption.data`; those of [`KeyDict::parse`] for a key that was locked in a way that no product locks it.
     pub fn unlock(self, keys: &mut dyn KeySource) -> Result<UnlockedVmx, Error> {
         self.unlock_up_to(keys, kdf::ROUNDS_MAX)
     }
@@ -106,8 +107,8 @@ impl LockedVmx {
     }
 }
 
-/// Decrypts `encryption.data`. Its MAC is named nowhere: it is the one that the pair names, or HMAC-SHA-1 as in every real file; the
-/// others come last, since a lock that was added may name another MAC than the data has.
+/// Decrypts `encryption.data`. Its MAC is named nowhere: it is the one that the pair names, or HMAC-SHA-1 as in every
+/// real file; the others come last, since a lock that was added may name another MAC than the data has.
 fn open_data(vmx: &Dictionary, key: &KeyDict, pair_mac: PairMac) -> Result<(Zeroizing<Vec<u8>>, PairMac), Error> {
     let place = vmx.place(DATA).unwrap_or(Place::Byte(0));
     let text = vmx.value(DATA).unwrap_or_default();

@@ -1,10 +1,11 @@
 //! Where the parent of a disk may be.
 
-/// The paths at which to look for the parent that a child names, in this order, each relative to the child's folder but for one that
-/// begins with `/`. Whoever opens them decides whether such a path, or one with `..`, may be followed.
+/// The paths at which to look for the parent that a child names, in this order, each relative to the child's folder but
+/// for one that begins with `/`. Whoever opens them decides whether such a path, or one with `..`, may be followed.
 ///
-/// Beside the child first, so that a folder that was moved as a whole finds itself; then as it is written; then in the neighbour of
-/// the child's folder that has the name of the parent's. Windows paths have `\`, and only the first and the last apply.
+/// Beside the child first, so that a folder that was moved as a whole finds itself; then as it is written; then in the
+/// neighbour of the child's folder that has the name of the parent's. Windows paths have `\`, and only the first and
+/// the last apply.
 pub fn candidates(hint: &str) -> Vec<String> {
     let is_windows = hint.contains('\\');
     let parts: Vec<&str> = hint.split(|character| character == '/' || is_windows && character == '\\').collect();

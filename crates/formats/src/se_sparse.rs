@@ -31,6 +31,7 @@ const TABLE_PRESENT: u64 = 0x1000_0000;
 
 /// The headers of an SESparse extent, as far as they say where grains are. Offsets and sizes in sectors of 512 bytes.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SeSparseHeader {
     /// The size of the extent on the virtual disk.
     pub capacity_sectors: u64,
@@ -150,7 +151,8 @@ impl SeSparseHeader {
         (grain / ENTRIES_PER_TABLE, grain % ENTRIES_PER_TABLE)
     }
 
-    /// What an entry of the directory says: the bytes of the file that hold the table; none where all its grains are absent.
+    /// What an entry of the directory says: the bytes of the file that hold the table; none where all its grains are
+    /// absent.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for an entry of another form, and for a table outside the area of tables.

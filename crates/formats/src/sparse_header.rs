@@ -43,6 +43,7 @@ const GD_ENTRIES_MAX: u64 = 1 << 27;
 
 /// How grains are stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Compression {
     /// Deflate (RFC 1951) in the wrapper of zlib (RFC 1950).
     Deflate,
@@ -117,8 +118,9 @@ impl SparseHeader {
     /// Reads a header; `bytes` may go on behind it.
     ///
     /// # Errors
-    /// [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::UnsupportedFlags`], [`Error::Corrupt`]
-    /// for newline bytes that a text transfer changed, [`Error::Value`] and [`Error::Limit`] for sizes.
+    /// [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::UnsupportedFlags`],
+    /// [`Error::Corrupt`] for newline bytes that a text transfer changed, [`Error::Value`] and [`Error::Limit`] for
+    /// sizes.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         const FORMAT: &str = "sparse extent";
         if !bytes.starts_with(&MAGIC[..MAGIC.len().min(bytes.len())]) {

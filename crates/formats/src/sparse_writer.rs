@@ -21,8 +21,8 @@ const TABLES_MAX: u64 = 1 << 17;
 
 /// Writes a hosted sparse extent.
 ///
-/// Grains come in any order; [`allocate`](Self::allocate) says where each goes. The start of the file, with header, descriptor and
-/// tables, comes last, from [`finish`](Self::finish).
+/// Grains come in any order; [`allocate`](Self::allocate) says where each goes. The start of the file, with header,
+/// descriptor and tables, comes last, from [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct SparseWriter {
     header: SparseHeader,
@@ -35,7 +35,8 @@ impl SparseWriter {
     /// Begins an extent, with the descriptor inside for a disk of one file.
     ///
     /// # Errors
-    /// [`Error::Value`] and [`Error::Limit`] for sizes; [`Error::Length`] for a descriptor longer than its room of 20 sectors.
+    /// [`Error::Value`] and [`Error::Limit`] for sizes; [`Error::Length`] for a descriptor longer than its room of 20
+    /// sectors.
     pub fn new(capacity_sectors: u64, grain_sectors: u64, descriptor: Option<&Descriptor>) -> Result<Self, Error> {
         let mut header = checked(capacity_sectors, grain_sectors)?;
         let descriptor = descriptor_room(descriptor)?;
@@ -127,8 +128,8 @@ impl StreamWriter {
     /// The next grain, which has the size of a grain but for the last. Grains ascend; those left out are zeros.
     ///
     /// # Errors
-    /// [`Error::Value`] for a grain behind the capacity or not above the last; [`Error::Length`] for one that is too long;
-    /// [`Error::Limit`] at 2 TiB.
+    /// [`Error::Value`] for a grain behind the capacity or not above the last; [`Error::Length`] for one that is too
+    /// long; [`Error::Limit`] at 2 TiB.
     pub fn grain(&mut self, grain: u64, data: &[u8]) -> Result<Vec<u8>, Error> {
         if grain < self.next_grain || grain >= self.header.grain_count() {
             let what = "the next grain of a streamOptimized extent, above the last and below the capacity,";

@@ -1,4 +1,5 @@
-//! streamOptimized extents: compressed grains behind markers, the tables after them (`docs/formats/stream-optimized.md`).
+//! streamOptimized extents: compressed grains behind markers, the tables after them
+//! (`docs/formats/stream-optimized.md`).
 
 use flate2::{Decompress, FlushDecompress, Status};
 

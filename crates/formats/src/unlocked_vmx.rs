@@ -29,8 +29,8 @@ pub(crate) enum Secret {
 
 /// An encrypted VMX that was opened.
 ///
-/// It is one dictionary in two parts: the entries in the clear and the hidden ones, which win where a name is in both. Parts that were
-/// not changed are written back byte for byte.
+/// It is one dictionary in two parts: the entries in the clear and the hidden ones, which win where a name is in both.
+/// Parts that were not changed are written back byte for byte.
 #[derive(Clone, Debug)]
 pub struct UnlockedVmx {
     outer: Dictionary,
@@ -51,8 +51,8 @@ impl UnlockedVmx {
     /// All entries are hidden but the few that every encrypted VMX shows; or, with `names`, these alone.
     ///
     /// # Errors
-    /// [`Error::Random`]; [`Error::Encoding`] and [`Error::Unknown`] where a text cannot be read in the file's encoding;
-    /// [`Error::Unsupported`] where the VMX is encrypted.
+    /// [`Error::Random`]; [`Error::Encoding`] and [`Error::Unknown`] where a text cannot be read in the file's
+    /// encoding; [`Error::Unsupported`] where the VMX is encrypted.
     pub fn with_key_safe<R: TryCryptoRng>(
         vmx: &Dictionary,
         names: Option<&[&str]>,
@@ -166,7 +166,8 @@ impl UnlockedVmx {
         Ok(())
     }
 
-    /// Puts a new phrase in the place of the lock that was opened. Other locks, and `encryption.data`, stay as they are.
+    /// Puts a new phrase in the place of the lock that was opened. Other locks, and `encryption.data`, stay as they
+    /// are.
     ///
     /// # Errors
     /// [`Error::Random`], [`Error::Limit`].
@@ -197,7 +198,8 @@ impl UnlockedVmx {
         Ok(())
     }
 
-    /// Locks it again. Hidden entries that were changed are encrypted with a new IV; in a bundle, under every lock again.
+    /// Locks it again. Hidden entries that were changed are encrypted with a new IV; in a bundle, under every lock
+    /// again.
     ///
     /// # Errors
     /// [`Error::NoUsableLocator`] without any lock; [`Error::Random`]; for a changed bundle [`Error::NoKey`] and

@@ -74,7 +74,8 @@ impl BlockHeader {
 /// Expands a decrypted VMEM whole: block behind block.
 ///
 /// # Errors
-/// Those of [`BlockHeader::parse`] and [`BlockHeader::expand`]; [`Error::Limit`] for more than `len_max` bytes of memory.
+/// Those of [`BlockHeader::parse`] and [`BlockHeader::expand`]; [`Error::Limit`] for more than `len_max` bytes of
+/// memory.
 pub fn expand(vmem: &[u8], len_max: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
     let mut flat = Zeroizing::new(Vec::new());
     let mut at = 0;

@@ -7,6 +7,7 @@ use crate::error::{Error, Place};
 
 /// The snapshots of a VM, as they are listed, and what is odd about the list.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SnapshotList {
     /// The highest UID that was given.
     pub last_uid: Option<u64>,
@@ -20,6 +21,7 @@ pub struct SnapshotList {
 
 /// A snapshot.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Snapshot {
     /// The number in the names of its entries.
     pub index: u64,
@@ -45,6 +47,7 @@ pub struct Snapshot {
 
 /// A disk that a snapshot froze.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SnapshotDisk {
     /// Where it is attached, as `scsi0:0`.
     pub node: Option<String>,
@@ -54,6 +57,7 @@ pub struct SnapshotDisk {
 
 /// What does not fit together in a list: what is there is trusted, and the user told.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Problem {
     /// `snapshot.numSnapshots` is another number.
@@ -107,8 +111,8 @@ impl SnapshotList {
     /// Reads a list; an empty file is a VM without snapshots.
     ///
     /// # Errors
-    /// [`Error::Encoding`] and [`Error::Unknown`] for text that cannot be decoded, [`Error::Value`] for what has to be a number, with
-    /// the line.
+    /// [`Error::Encoding`] and [`Error::Unknown`] for text that cannot be decoded, [`Error::Value`] for what has to be
+    /// a number, with the line.
     pub fn parse(dictionary: &Dictionary) -> Result<Self, Error> {
         let mut list = Self::default();
         let mut drafts: BTreeMap<u64, Draft> = BTreeMap::new();
@@ -157,7 +161,8 @@ impl SnapshotList {
         self.snapshots.iter().filter(move |snapshot| snapshot.parent_uid == Some(uid))
     }
 
-    /// A snapshot and those that it stands on, up to the root; it ends where a list is damaged so that it would go round.
+    /// A snapshot and those that it stands on, up to the root; it ends where a list is damaged so that it would go
+    /// round.
     pub fn ancestry(&self, uid: u64) -> impl Iterator<Item = &Snapshot> {
         let mut seen = BTreeSet::new();
         core::iter::successors(self.snapshot(uid), |snapshot| self.snapshot(snapshot.parent_uid?))

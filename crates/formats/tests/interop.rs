@@ -1,7 +1,8 @@
 //! Other tools read what is written here, and what they write is read.
 //!
-//! Needs `qemu-img` (Debian: qemu-utils) and, in `VMSEAL_TEST_PYTHON`, the path of a Python that has `dissect.hypervisor` and `pycryptodome`
-//! (PyPI). Without them these tests fail: a test that is passed over in silence proves nothing.
+//! Needs `qemu-img` (Debian: qemu-utils) and, in `VMSEAL_TEST_PYTHON`, the path of a Python that has
+//! `dissect.hypervisor` and `pycryptodome` (PyPI). Without them these tests fail: a test that is passed over in silence
+//! proves nothing.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
