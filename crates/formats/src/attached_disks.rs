@@ -1,5 +1,7 @@
 //! The disks that a VMX attaches.
 
+use std::collections::BTreeMap;
+
 use crate::dictionary::Dictionary;
 use crate::error::Error;
 
@@ -21,25 +23,28 @@ pub struct AttachedDisk {
 /// The disks of a VMX in the order of its lines: devices whose type is a disk, or not said.
 ///
 /// # Errors
-/// [`Error::Encoding`] and [`Error::Unknown`] for a file name that cannot be decoded.
+/// [`Error::Encoding`] and [`Error::Unknown`] for a value that cannot be decoded.
 pub fn attached_disks(vmx: &Dictionary) -> Result<Vec<AttachedDisk>, Error> {
-    let mut disks: Vec<AttachedDisk> = Vec::new();
-    for (name, _) in vmx.entries() {
-        let name = String::from_utf8_lossy(&name).to_ascii_lowercase();
-        let Some(node) = name.strip_suffix(".filename").filter(|node| is_node(node)) else { continue };
-        if disks.iter().any(|disk| disk.node == node) {
-            continue;
+    let mut values = BTreeMap::new();
+    let mut nodes = Vec::new();
+    for (name, value, _) in vmx.decoded()? {
+        let name = name.to_ascii_lowercase();
+        if let Some(node) = name.strip_suffix(".filename").filter(|node| is_node(node))
+            && !values.contains_key(&name)
+        {
+            nodes.push(node.to_owned());
         }
-        let text = |field: &str| vmx.text(&format!("{node}.{field}"));
-        let kind = text("deviceType")?;
-        if kind.is_some_and(|kind| !kind.to_ascii_lowercase().contains("disk")) {
-            continue;
-        }
-        let is_present = text("present")?.is_none_or(|word| word.eq_ignore_ascii_case("TRUE"));
-        let file = text("fileName")?.unwrap_or_default();
-        disks.push(AttachedDisk { node: node.to_owned(), file, is_present });
+        // Of duplicates the first counts.
+        values.entry(name).or_insert(value);
     }
-    Ok(disks)
+    let disks = nodes.into_iter().filter_map(|node| {
+        let text = |field: &str| values.get(&format!("{node}.{field}")).map(|value| value.as_str());
+        let is_disk = text("devicetype").is_none_or(|kind| kind.to_ascii_lowercase().contains("disk"));
+        let is_present = text("present").is_none_or(|word| word.eq_ignore_ascii_case("TRUE"));
+        let file = text("filename").unwrap_or_default().to_owned();
+        is_disk.then_some(AttachedDisk { node, file, is_present })
+    });
+    Ok(disks.collect())
 }
 
 /// Whether a name is that of a place on a bus.

@@ -576,6 +576,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn an_edit_touches_only_its_line(text in texts(), value in "[ -~]{0,20}", is_ddb: bool) {
+            let descriptor = Descriptor::parse(&text).unwrap();
+            let name = if is_ddb { "ddb.x" } else { "future" };
+            let Some((line, ..)) = descriptor.reader().find(name) else { return Ok(()) };
+            let mut edited = descriptor.clone();
+            if is_ddb { edited.set_ddb("X", &value) } else { edited.set_header("FUTURE", &value) }
+            prop_assert_eq!(edited.value(name), Some(value.replace('"', "_")));
+            let (old, new) = (descriptor.lines[line].content.clone(), edited.lines[line].content.clone());
+            prop_assert_eq!(&edited.text[..new.start], &descriptor.text[..old.start]);
+            prop_assert_eq!(&edited.text[new.end..], &descriptor.text[old.end..]);
+        }
+
+        #[test]
         fn set_then_remove_restores_every_byte(text in texts(), value in "\\PC{0,20}") {
             let mut descriptor = Descriptor::parse(&text).unwrap();
             prop_assert_eq!(&descriptor.to_bytes(), &text);

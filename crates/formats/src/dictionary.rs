@@ -87,6 +87,7 @@ impl Dictionary {
     pub fn set_text(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let encoding = self.encoding()?;
         let (bytes, _, has_unmappable) = encoding.encode(value);
+        let bytes = Zeroizing::new(bytes.into_owned());
         if has_unmappable {
             let place = Place::Line { line: self.line(ENCODING).unwrap_or(1), column: 1 };
             return Err(Error::Encoding { name: name.to_owned(), encoding: encoding.name(), place });
@@ -97,9 +98,7 @@ impl Dictionary {
 
     /// Removes every entry of this name with its line.
     pub fn remove(&mut self, name: &str) {
-        while let Some((index, ..)) = self.find(name) {
-            *self = Self::from_text(lines::remove(&self.text, &self.lines, index));
-        }
+        self.retain_lines(|found| found.is_none_or(|found| !found.eq_ignore_ascii_case(name.as_bytes())));
     }
 
     /// The names and unescaped values of the entries in order, those that are given again included.
@@ -213,21 +212,25 @@ impl Dictionary {
         })
     }
 
-    /// Adds a line as it is, which has no line ending in it.
-    pub(crate) fn push_line(&mut self, line: &[u8]) {
-        *self = Self::from_text(lines::insert_after(&self.text, self.lines.last(), line));
+    /// Adds lines at the end, as [`set`](Self::set) adds one.
+    pub(crate) fn push_lines<'a>(&mut self, added: impl Iterator<Item = &'a [u8]>) {
+        let ending = lines::ending(&self.text);
+        let mut content = Zeroizing::new(Vec::new());
+        for (index, line) in added.enumerate() {
+            if index > 0 {
+                content.extend_from_slice(ending);
+            }
+            content.extend_from_slice(line);
+        }
+        if !content.is_empty() {
+            *self = Self::from_text(lines::insert_after(&self.text, self.lines.last(), &content));
+        }
     }
 
     /// Keeps the lines for which `keep` is true, by the name of their entry.
     pub(crate) fn retain_lines(&mut self, mut keep: impl FnMut(Option<&[u8]>) -> bool) {
-        let mut index = 0;
-        while index < self.lines.len() {
-            if keep(self.lines().nth(index).and_then(|(_, name)| name)) {
-                index += 1;
-            } else {
-                *self = Self::from_text(lines::remove(&self.text, &self.lines, index));
-            }
-        }
+        let kept: Vec<bool> = self.lines().map(|(_, name)| keep(name)).collect();
+        *self = Self::from_text(lines::retain(&self.text, &self.lines, &kept));
     }
 
     pub(crate) fn from_text(text: Zeroizing<Vec<u8>>) -> Self {

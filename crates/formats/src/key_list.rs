@@ -134,7 +134,8 @@ impl KeyList {
         self.open_up_to(keys, kdf::ROUNDS_MAX)
     }
 
-    /// Opens it as [`open_with`](Self::open_with) does, with another limit for the rounds of key derivation.
+    /// Opens it as [`open_with`](Self::open_with) does, with another limit for the rounds of key derivation, of all its
+    /// phrases together: a file with many of them must not cost a multiple.
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
@@ -154,8 +155,9 @@ impl KeyList {
         let mut source_error = None;
         let mut pair_error = None;
         let mut was_tried = false;
+        let mut rounds_left = rounds_max;
         for (index, pair) in self.pairs.iter().enumerate() {
-            match try_pair(pair, keys, rounds_max) {
+            match try_pair(pair, keys, &mut rounds_left) {
                 Ok(Attempt::Opened(plaintext, by)) => match read(pair, plaintext) {
                     Ok(value) => return Ok((value, by, index)),
                     Err(error) => pair_error = pair_error.or(Some(error)),
@@ -168,6 +170,8 @@ impl KeyList {
         }
         Err(match (source_error, was_tried, pair_error) {
             (Some(error), ..) => Error::KeySource(error),
+            // What was not tried may be what opens it.
+            (None, true, Some(error @ Error::Limit { .. })) => error,
             (None, true, _) => Error::WrongKey { key_ids: self.key_ids() },
             (None, false, Some(error)) => error,
             (None, false, None) if self.pairs.is_empty() => Error::NoUsableLocator { what: "it is empty" },
@@ -182,7 +186,7 @@ enum Attempt {
     Opened(Zeroizing<Vec<u8>>, OpenedBy),
 }
 
-fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_max: u32) -> Result<Attempt, Error> {
+fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_left: &mut u32) -> Result<Attempt, Error> {
     let (plaintext, by) = match &pair.locker {
         Locator::Fqid { .. } => {
             let Some(id) = pair.locker.key_id() else { return Ok(Attempt::NoKey) };
@@ -199,7 +203,8 @@ fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_max: u32) -> Result<At
             let parameters = PhraseParameters::parse(parameters)?;
             let mac = pair.mac()?;
             pair.check_length(mac)?;
-            let key = parameters.derive(phrase, rounds_max)?;
+            let key = parameters.derive(phrase, *rounds_left)?;
+            *rounds_left -= parameters.rounds();
             (pair.unlock(parameters.cipher(), mac, &key)?, OpenedBy::Phrase)
         }
         Locator::RawKey(text) => {
@@ -333,6 +338,19 @@ mod tests {
         list.push(quick_phrase_pair(b"phrase", b"secret"));
         assert!(matches!(list.open_with(&mut Locked::default()), Err(Error::KeySource(KeySourceError::Locked { .. }))));
         assert!(list.open_with(&mut Locked(Some(b"phrase".to_vec()))).is_ok());
+    }
+
+    #[test]
+    fn rounds_are_limited_over_all_pairs_together() {
+        let (mut keys, ..) = keys();
+        keys.recovery = Some(b"phrase".to_vec());
+        let mut list = KeyList::new();
+        list.push(quick_phrase_pair(b"other", b"secret"));
+        list.push(quick_phrase_pair(b"phrase", b"secret"));
+        assert!(list.open_up_to(&mut keys, 20).is_ok());
+        for rounds_max in [19, 9, 0] {
+            assert!(matches!(list.open_up_to(&mut keys, rounds_max), Err(Error::Limit { .. })));
+        }
     }
 
     #[test]

@@ -239,6 +239,13 @@ impl SparseHeader {
         bytes
     }
 
+    /// The bytes of the file that hold the embedded descriptor and its padding.
+    pub fn descriptor_range(&self) -> Option<core::ops::Range<u64>> {
+        let start = self.descriptor_offset_sectors * SECTOR_LEN as u64;
+        let end = (self.descriptor_offset_sectors + self.descriptor_sectors) * SECTOR_LEN as u64;
+        (self.descriptor_offset_sectors > 0 && end > start).then_some(start..end)
+    }
+
     /// The number of grains, the last of which may reach behind the capacity.
     pub fn grain_count(&self) -> u64 {
         self.capacity_sectors.div_ceil(self.grain_sectors.max(1))

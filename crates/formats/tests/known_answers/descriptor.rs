@@ -12,8 +12,8 @@ fn descriptor(file: &[u8]) -> Result<(Descriptor, Vec<u8>), Error> {
     }
     let header = SparseHeader::parse(file)?;
     header.check_file_len(file.len() as u64)?;
-    let start = header.descriptor_offset_sectors as usize * SECTOR_LEN;
-    let bytes = &file[start..start + header.descriptor_sectors as usize * SECTOR_LEN];
+    let range = header.descriptor_range().unwrap();
+    let bytes = &file[range.start as usize..range.end as usize];
     Ok((Descriptor::parse(bytes)?, bytes.to_vec()))
 }
 

@@ -100,6 +100,9 @@ fn every_lock_of_every_file_opens_it() {
                 assert_eq!(vmx.cipher().name(), cipher);
                 assert_eq!(vmx.opened_by(), Some(&OpenedBy::Phrase));
             }
+            let printed = format!("{vmx:?}");
+            let key = text(&case["plaintext"]).split_once(":key=").unwrap().1;
+            assert!(!printed.contains(&key[..16]), "a key is printed");
             let same = vmx.lock(&mut keys, &mut system_rng()).unwrap();
             assert_eq!(same.to_bytes().as_slice(), file, "{case}");
         }
