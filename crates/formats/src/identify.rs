@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::dictionary::Dictionary;
-use crate::{cowd, descriptor, encobj, envelope, se_sparse, sparse_header};
+use crate::{cowd, descriptor_fields, encobj, envelope, se_sparse, sparse_header};
 
 /// How many bytes from the start of a file tell what it is.
 pub const START_LEN: usize = 8192;
@@ -90,7 +90,7 @@ pub fn identify(start: &[u8]) -> FileKind {
         FileKind::Envelope { offset_bytes }
     } else if encobj::is_snapshot(start) {
         FileKind::Snapshot
-    } else if descriptor::has_signature(start) {
+    } else if descriptor_fields::has_signature(start) {
         FileKind::VmdkDescriptor
     } else {
         text_kind(start)

@@ -36,6 +36,7 @@ pub mod cowd;
 mod create_type;
 mod crypto_dict;
 mod descriptor;
+mod descriptor_fields;
 mod descriptor_line;
 mod dictionary;
 mod dictionary_line;
