@@ -145,7 +145,7 @@ impl SnapshotList {
         Ok(list)
     }
 
-    /// The snapshot with this UID.
+    /// The snapshot with this UID; the first, where a damaged list has two.
     pub fn snapshot(&self, uid: u64) -> Option<&Snapshot> {
         self.snapshots.iter().find(|snapshot| snapshot.uid == uid)
     }
@@ -175,8 +175,11 @@ impl SnapshotList {
         if let Some(said) = said.filter(|said| *said != found) {
             problems.push(Problem::Count { said, found });
         }
-        let parents: BTreeMap<u64, Option<u64>> =
-            self.snapshots.iter().map(|snapshot| (snapshot.uid, snapshot.parent_uid)).collect();
+        // Of two snapshots with one UID the first counts, here as in every walk.
+        let mut parents: BTreeMap<u64, Option<u64>> = BTreeMap::new();
+        for snapshot in &self.snapshots {
+            parents.entry(snapshot.uid).or_insert(snapshot.parent_uid);
+        }
         let mut uids = BTreeSet::new();
         // Each snapshot is walked from once: its state says whether the walk that met it is over.
         let mut is_done: BTreeMap<u64, bool> = BTreeMap::new();
@@ -297,6 +300,17 @@ mod tests {
         assert_eq!(uids(list.children(1).collect()), [2, 3]);
         assert_eq!(uids(list.ancestry(3).collect()), [3, 1]);
         assert_eq!(list.snapshot(4).unwrap().clones, ["/a/b.vmx"]);
+    }
+
+    /// Found by fuzzing: the check for cycles saw the last snapshot of a UID, and walks see the first.
+    #[test]
+    fn a_cycle_is_told_where_a_second_snapshot_of_its_uid_is_a_root() {
+        let list = list(
+            "snapshot1.uid = 2\nsnapshot1.parent = 1\nsnapshot2.uid = 1\nsnapshot2.parent = 2\nsnapshot5.uid = 2\n",
+        );
+        assert!(list.problems.contains(&Problem::DuplicateUid { uid: 2 }));
+        assert!(list.problems.iter().any(|problem| matches!(problem, Problem::Cycle { .. })), "{:?}", list.problems);
+        assert_eq!(list.ancestry(2).count(), 2);
     }
 
     #[test]
