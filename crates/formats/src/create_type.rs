@@ -2,6 +2,7 @@
 
 /// The type of a virtual disk, as `createType` names it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum CreateType {
     /// Any extents.

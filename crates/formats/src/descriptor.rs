@@ -1,22 +1,19 @@
 //! VMDK descriptors: what a virtual disk is made of.
 
 use core::fmt;
-use core::ops::Range;
 
 use encoding_rs::Encoding;
 
 use crate::create_type::CreateType;
-use crate::descriptor_line::{self, Content, ExtentLine};
-use crate::error::{Error, Kind, Place};
+use crate::descriptor_fields::{self, Fields, Reader};
+use crate::descriptor_line::{self, Content};
+use crate::error::Error;
 use crate::extent::Extent;
 use crate::key_list::KeyList;
 use crate::lines::{self, Line};
-use crate::locator::Locator;
 
 /// The most bytes that a descriptor may have.
 pub(crate) const LEN_MAX: usize = 1 << 20;
-/// The CID of a parent where there is none.
-const NO_PARENT: u32 = 0xffff_ffff;
 /// What the names of the disk data base begin with.
 const DDB: &str = "ddb.";
 
@@ -35,26 +32,14 @@ pub struct Descriptor {
     fields: Fields,
 }
 
-/// What is read once, and checked.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Fields {
-    encoding: &'static Encoding,
-    version: u32,
-    cid: u32,
-    parent_cid: Option<u32>,
-    parent_hint: Option<String>,
-    create_type: String,
-    extents: Vec<Extent>,
-    capacity_sectors: u64,
-}
-
 impl Descriptor {
     /// Reads a descriptor, alone or embedded.
     ///
     /// # Errors
     /// [`Error::Limit`] for more than 1 MiB; [`Error::BadMagic`] without the signature in the first line;
     /// [`Error::Syntax`], [`Error::Missing`], [`Error::Duplicate`], [`Error::Value`], [`Error::Unknown`],
-    /// [`Error::UnsupportedVersion`] and [`Error::Encoding`] with the line; for `encryptionKeys` those of [`Locator::parse`].
+    /// [`Error::UnsupportedVersion`] and [`Error::Encoding`] with the line; for `encryptionKeys` those of
+    /// [`Locator::parse`].
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
         if len > LEN_MAX || bytes.len() > 2 * LEN_MAX {
@@ -67,8 +52,8 @@ impl Descriptor {
 
     /// Sets a header entry, as `encryptionKeys`.
     ///
-    /// Where there is one its value alone is replaced; otherwise a line `name="value"` is added below the other header entries,
-    /// before the extents. The format has no escapes: quotes and control characters become `_`. A name that
+    /// Where there is one its value alone is replaced; otherwise a line `name="value"` is added below the other header
+    /// entries, before the extents. The format has no escapes: quotes and control characters become `_`. A name that
     /// [`parse`](Self::parse) reads itself, as `CID`, is left as it is where the value cannot be one of its.
     pub fn set_header(&mut self, name: &str, value: &str) {
         let first_extent = self.contents.iter().position(|content| matches!(content, Content::Extent(_))).unwrap_or(0);
@@ -170,6 +155,17 @@ impl Descriptor {
         self.header("encryptionKeys").map(|text| KeyList::parse(&text)).transpose()
     }
 
+    /// Whether ESXi encrypted the disk: its data is ciphertext of a form that is not public.
+    ///
+    /// The `vmwarevmcrypt` filter or a `keyID` tells, or locked keys that no entries of vmseal's own profile go with.
+    pub fn is_esxi_encrypted(&self) -> bool {
+        let filters = self.ddb("iofilters").unwrap_or_default();
+        let is_ours = self.ddb_entries().any(|(name, _)| name.to_ascii_lowercase().starts_with("ddb.vmseal."));
+        filters.split(',').any(|filter| filter.trim().eq_ignore_ascii_case("vmwarevmcrypt"))
+            || self.header("keyID").is_some()
+            || !is_ours && self.header("encryptionKeys").is_some()
+    }
+
     /// The text without padding.
     pub fn text(&self) -> &[u8] {
         &self.text
@@ -181,7 +177,7 @@ impl Descriptor {
     }
 
     fn from_text(text: Vec<u8>, suffix: Vec<u8>) -> Result<Self, Error> {
-        check_signature(&text)?;
+        descriptor_fields::check_signature(&text)?;
         let (mut lines, mut contents) = (Vec::new(), Vec::new());
         for line in lines::split(&text) {
             contents.push(descriptor_line::parse(&text[line.content.clone()], lines.len() + 1)?);
@@ -279,172 +275,9 @@ fn is_plain(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// The first line that is not blank.
-fn check_signature(text: &[u8]) -> Result<(), Error> {
-    let mut all = lines::split(text).map(|line| (line.content.start, text[line.content].trim_ascii()));
-    let Some((start, first)) = all.find(|(_, line)| !line.is_empty()) else {
-        return Err(Error::Syntax {
-            what: "this VMDK descriptor is empty; restore it from a copy",
-            place: Place::Byte(0),
-        });
-    };
-    let letters: Vec<u8> =
-        first.iter().filter(|byte| !byte.is_ascii_whitespace()).map(u8::to_ascii_lowercase).collect();
-    if letters == b"#diskdescriptorfile" {
-        Ok(())
-    } else {
-        Err(Error::BadMagic { format: "VMDK descriptor", place: Place::Byte(start as u64) })
-    }
-}
-
-/// The lines while they become a descriptor.
-struct Reader<'a> {
-    text: &'a [u8],
-    lines: &'a [Line],
-    contents: &'a [Content],
-}
-
-impl Reader<'_> {
-    fn fields(&self) -> Result<Fields, Error> {
-        const PART: &str = "VMDK descriptor";
-        let missing = |name| Error::Missing { name, part: PART };
-        let encoding = self.encoding()?;
-        self.check_encoding(encoding)?;
-        let (version_place, version) = self.unique("version")?.ok_or_else(|| missing("version"))?;
-        let version = match version.trim_ascii() {
-            b"1" => 1,
-            b"2" => 2,
-            b"3" => 3,
-            other if !other.is_empty() && other.iter().all(u8::is_ascii_digit) => {
-                let version = String::from_utf8_lossy(other).into_owned();
-                return Err(Error::UnsupportedVersion { format: "the VMDK descriptor", version });
-            }
-            other => {
-                let found = String::from_utf8_lossy(other).into_owned();
-                return Err(Error::Value { what: "the version of a VMDK descriptor", found, place: version_place });
-            }
-        };
-        let cid = self.unique("CID")?.map(content_id).transpose()?.ok_or_else(|| missing("CID"))?;
-        let parent_cid = self.unique("parentCID")?.map(content_id).transpose()?.filter(|&cid| cid != NO_PARENT);
-        let create_type = self.unique("createType")?.ok_or_else(|| missing("createType"))?;
-        let create_type = decode(encoding, "createType", create_type)?;
-        let parent_hint = self.first("parentFileNameHint").map(|found| decode(encoding, "parentFileNameHint", found));
-        let parent_hint = parent_hint.transpose()?;
-        if parent_cid.is_some() && parent_hint.is_none() {
-            return Err(missing("parentFileNameHint"));
-        }
-        if let Some((Place::Line { line, column }, value)) = self.first("encryptionKeys") {
-            let text = decode(encoding, "encryptionKeys", (Place::Line { line, column }, value))?;
-            Locator::parse(&text).map_err(|error| error.within(line, column))?;
-        }
-        let (extents, capacity_sectors) = self.extents(encoding)?;
-        Ok(Fields { encoding, version, cid, parent_cid, parent_hint, create_type, extents, capacity_sectors })
-    }
-
-    fn encoding(&self) -> Result<&'static Encoding, Error> {
-        let Some((place, label)) = self.first("encoding") else { return Ok(encoding_rs::UTF_8) };
-        Encoding::for_label_no_replacement(label).ok_or_else(|| Error::Unknown {
-            kind: Kind::Encoding,
-            name: String::from_utf8_lossy(label).into_owned(),
-            place,
-        })
-    }
-
-    /// Every name and value, so that later reads of them cannot fail.
-    fn check_encoding(&self, encoding: &'static Encoding) -> Result<(), Error> {
-        for (index, content) in self.contents.iter().enumerate() {
-            let Content::Entry { name, value, .. } = content else { continue };
-            let line = &self.text[self.lines[index].content.clone()];
-            let text = String::from_utf8_lossy(&line[name.clone()]).into_owned();
-            for range in [name, value] {
-                let place = Place::Line { line: index + 1, column: range.start + 1 };
-                decode(encoding, &text, (place, &line[range.clone()]))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn extents(&self, encoding: &'static Encoding) -> Result<(Vec<Extent>, u64), Error> {
-        let mut extents = Vec::new();
-        let mut capacity_sectors = 0_u64;
-        for (index, content) in self.contents.iter().enumerate() {
-            let Content::Extent(found) = content else { continue };
-            let place = |column: usize| Place::Line { line: index + 1, column: column + 1 };
-            let line = &self.text[self.lines[index].content.clone()];
-            let text = |range: &Range<usize>| {
-                decode(encoding, "the file of an extent", (place(range.start), &line[range.clone()]))
-            };
-            let ExtentLine { access, sector_count, kind, offset_sectors, .. } = *found;
-            let file = found.file.as_ref().map(text).transpose()?;
-            let extra = found.extra.iter().map(text).collect::<Result<_, _>>()?;
-            extents.push(Extent { access, sector_count, kind, file, offset_sectors, extra, line: index + 1 });
-            capacity_sectors = capacity_sectors
-                .checked_add(sector_count)
-                .filter(|sum| *sum <= Extent::SECTORS_MAX)
-                .ok_or_else(|| Error::Value {
-                    what: "the sum of the extents' sectors, of which the bytes fit 63 bits,",
-                    found: format!("{capacity_sectors} + {sector_count}"),
-                    place: place(0),
-                })?;
-        }
-        match extents.is_empty() {
-            true => Err(Error::Missing { name: "extent", part: "VMDK descriptor" }),
-            false => Ok((extents, capacity_sectors)),
-        }
-    }
-
-    /// The entries of a name: index of the line, value in the line, whether it is quoted.
-    fn all(&self, wanted: &str) -> impl Iterator<Item = (usize, Range<usize>, bool)> {
-        self.contents.iter().enumerate().filter_map(move |(index, content)| match content {
-            Content::Entry { name, value, quoted } => {
-                let line = &self.text[self.lines[index].content.clone()];
-                line[name.clone()].eq_ignore_ascii_case(wanted.as_bytes()).then(|| (index, value.clone(), *quoted))
-            }
-            _ => None,
-        })
-    }
-
-    fn find(&self, name: &str) -> Option<(usize, Range<usize>, bool)> {
-        self.all(name).next()
-    }
-
-    fn first(&self, name: &str) -> Option<(Place, &[u8])> {
-        let (index, range, _) = self.find(name)?;
-        let place = Place::Line { line: index + 1, column: range.start + 1 };
-        Some((place, &self.text[self.lines[index].content.clone()][range]))
-    }
-
-    /// An entry that tools look for in different ways, so that two of them would mean two disks.
-    fn unique(&self, name: &str) -> Result<Option<(Place, &[u8])>, Error> {
-        let mut all = self.all(name);
-        if let (Some((first, ..)), Some((second, ..))) = (all.next(), all.next()) {
-            return Err(Error::Duplicate { name: name.to_owned(), first_line: first + 1, line: second + 1 });
-        }
-        Ok(self.first(name))
-    }
-}
-
-fn content_id((place, value): (Place, &[u8])) -> Result<u32, Error> {
-    let text = String::from_utf8_lossy(value.trim_ascii()).into_owned();
-    let is_hex = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match u32::from_str_radix(&text, 16) {
-        Ok(cid) if is_hex => Ok(cid),
-        _ => Err(Error::Value { what: "a content ID, 8 hexadecimal digits,", found: text, place }),
-    }
-}
-
-fn decode(encoding: &'static Encoding, name: &str, (place, value): (Place, &[u8])) -> Result<String, Error> {
-    let text = encoding.decode_without_bom_handling_and_without_replacement(value);
-    text.map(|text| text.into_owned()).ok_or_else(|| Error::Encoding {
-        name: name.to_owned(),
-        encoding: encoding.name(),
-        place,
-    })
-}
-
 /// What parses is written as it was, and an entry that is added and removed leaves nothing.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(descriptor) = Descriptor::parse(data) else { return };
     assert_eq!(descriptor.to_bytes(), data);
     let _ = (descriptor.encryption_keys(), descriptor.headers().count(), descriptor.ddb_entries().count());
@@ -537,6 +370,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_edit_touches_only_its_line(text in texts(), value in "[ -~]{0,20}", is_ddb: bool) {
+            let descriptor = Descriptor::parse(&text).unwrap();
+            let name = if is_ddb { "ddb.x" } else { "future" };
+            let Some((line, ..)) = descriptor.reader().find(name) else { return Ok(()) };
+            let mut edited = descriptor.clone();
+            if is_ddb { edited.set_ddb("X", &value) } else { edited.set_header("FUTURE", &value) }
+            prop_assert_eq!(edited.value(name), Some(value.replace('"', "_")));
+            let (old, new) = (descriptor.lines[line].content.clone(), edited.lines[line].content.clone());
+            prop_assert_eq!(&edited.text[..new.start], &descriptor.text[..old.start]);
+            prop_assert_eq!(&edited.text[new.end..], &descriptor.text[old.end..]);
+        }
+
         #[test]
         fn set_then_remove_restores_every_byte(text in texts(), value in "\\PC{0,20}") {
             let mut descriptor = Descriptor::parse(&text).unwrap();

@@ -15,8 +15,8 @@ const ENCODING: &str = ".encoding";
 
 /// A dictionary file as it is written, byte for byte, with its entries found.
 ///
-/// Names compare without case. Of entries with the same name the first counts; what is no entry is kept where it is. The text may hold
-/// keys, and is wiped when it goes or is changed.
+/// Names compare without case. Of entries with the same name the first counts; what is no entry is kept where it is.
+/// The text may hold keys, and is wiped when it goes or is changed.
 #[derive(Clone, Default)]
 pub struct Dictionary {
     text: Zeroizing<Vec<u8>>,
@@ -27,6 +27,7 @@ pub struct Dictionary {
 
 /// A name that is given again.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Duplicate {
     /// The name as the later line spells it.
     pub name: String,
@@ -42,15 +43,17 @@ impl Dictionary {
         Self::default()
     }
 
-    /// Reads a file. Every file is one: a line that is no entry is kept as it is, and told by [`malformed`](Self::malformed).
+    /// Reads a file. Every file is one: a line that is no entry is kept as it is, and told by
+    /// [`malformed`](Self::malformed).
     pub fn parse(bytes: &[u8]) -> Self {
         Self::from_text(Zeroizing::new(bytes.to_vec()))
     }
 
     /// Sets the value of an entry.
     ///
-    /// Where there is such an entry its value alone is replaced, on its own line; otherwise a line `name = "value"` is added at the
-    /// end, with the line ending of the file. Bytes that no name can have (see [`is_name`](Self::is_name)) become `_`.
+    /// Where there is such an entry its value alone is replaced, on its own line; otherwise a line `name = "value"` is
+    /// added at the end, with the line ending of the file. Bytes that no name can have (see [`is_name`](Self::is_name))
+    /// become `_`.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         let escaped = dictionary_line::escape(value);
         if let Some((_, _, range, quoted)) = self.find(name) {
@@ -84,6 +87,7 @@ impl Dictionary {
     pub fn set_text(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let encoding = self.encoding()?;
         let (bytes, _, has_unmappable) = encoding.encode(value);
+        let bytes = Zeroizing::new(bytes.into_owned());
         if has_unmappable {
             let place = Place::Line { line: self.line(ENCODING).unwrap_or(1), column: 1 };
             return Err(Error::Encoding { name: name.to_owned(), encoding: encoding.name(), place });
@@ -94,9 +98,7 @@ impl Dictionary {
 
     /// Removes every entry of this name with its line.
     pub fn remove(&mut self, name: &str) {
-        while let Some((index, ..)) = self.find(name) {
-            *self = Self::from_text(lines::remove(&self.text, &self.lines, index));
-        }
+        self.retain_lines(|found| found.is_none_or(|found| !found.eq_ignore_ascii_case(name.as_bytes())));
     }
 
     /// The names and unescaped values of the entries in order, those that are given again included.
@@ -183,7 +185,55 @@ impl Dictionary {
         self.text.clone()
     }
 
-    fn from_text(text: Zeroizing<Vec<u8>>) -> Self {
+    /// The names and values of the entries as text, and where each value begins.
+    pub(crate) fn decoded(&self) -> Result<Vec<(String, Zeroizing<String>, Place)>, Error> {
+        let encoding = self.encoding()?;
+        let decoded = self.ranges().map(|(index, name, value, _)| {
+            let column = value.start - self.lines[index].content.start + 1;
+            let place = Place::Line { line: index + 1, column };
+            let name = String::from_utf8_lossy(&self.text[name]).into_owned();
+            let value = dictionary_line::unescape(&self.text[value]);
+            match encoding.decode_without_bom_handling_and_without_replacement(&value) {
+                Some(text) => Ok((name, Zeroizing::new(text.into_owned()), place)),
+                None => Err(Error::Encoding { name, encoding: encoding.name(), place }),
+            }
+        });
+        decoded.collect()
+    }
+
+    /// The lines without their endings, with the name of the entry where there is one.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.lines.iter().zip(&self.contents).map(|(line, content)| {
+            let name = match content {
+                Content::Entry { name, .. } => Some(&self.text[name.clone()]),
+                _ => None,
+            };
+            (&self.text[line.content.clone()], name)
+        })
+    }
+
+    /// Adds lines at the end, as [`set`](Self::set) adds one.
+    pub(crate) fn push_lines<'a>(&mut self, added: impl Iterator<Item = &'a [u8]>) {
+        let ending = lines::ending(&self.text);
+        let mut content = Zeroizing::new(Vec::new());
+        for (index, line) in added.enumerate() {
+            if index > 0 {
+                content.extend_from_slice(ending);
+            }
+            content.extend_from_slice(line);
+        }
+        if !content.is_empty() {
+            *self = Self::from_text(lines::insert_after(&self.text, self.lines.last(), &content));
+        }
+    }
+
+    /// Keeps the lines for which `keep` is true, by the name of their entry.
+    pub(crate) fn retain_lines(&mut self, mut keep: impl FnMut(Option<&[u8]>) -> bool) {
+        let kept: Vec<bool> = self.lines().map(|(_, name)| keep(name)).collect();
+        *self = Self::from_text(lines::retain(&self.text, &self.lines, &kept));
+    }
+
+    pub(crate) fn from_text(text: Zeroizing<Vec<u8>>) -> Self {
         let (mut lines, mut contents) = (Vec::new(), Vec::new());
         for line in lines::split(&text) {
             let start = line.content.start;
@@ -230,7 +280,7 @@ impl Eq for Dictionary {}
 
 /// Whatever the bytes: written as it was read, and one edit changes one line.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let dictionary = Dictionary::parse(data);
     assert_eq!(dictionary.to_bytes().as_slice(), data);
     for (name, value) in dictionary.entries() {

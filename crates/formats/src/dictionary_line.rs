@@ -62,8 +62,8 @@ pub(crate) fn is_plain(value: &[u8]) -> bool {
 
 /// The bytes of a value: `|` and two hexadecimal digits is one byte, any other `|` is itself.
 ///
-/// From left to right without overlap, as the products read it: a bar that turns out not to begin an escape takes the bytes
-/// that were looked at with it.
+/// From left to right without overlap, as the products read it: a bar that turns out not to begin an escape takes the
+/// bytes that were looked at with it.
 pub(crate) fn unescape(value: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(value.len()));
     let mut rest = value;

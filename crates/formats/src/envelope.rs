@@ -57,8 +57,8 @@ pub fn is_envelope(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
 }
 
-/// Where the envelope begins in a file: at its start, or behind the header of a kernel's core dump. At least 4096 bytes and the magic
-/// behind them have to be given for the latter.
+/// Where the envelope begins in a file: at its start, or behind the header of a kernel's core dump. At least 4096 bytes
+/// and the magic behind them have to be given for the latter.
 pub fn find(start: &[u8]) -> Option<usize> {
     [0, ZDUMP_OFFSET].into_iter().find(|&offset| start.get(offset..).is_some_and(is_envelope))
 }
@@ -93,9 +93,9 @@ pub fn seal<R: TryCryptoRng>(
 /// Opens an envelope whole.
 ///
 /// # Errors
-/// Those of [`Header::parse`]; [`Error::WrongKey`] before anything is decrypted; [`Error::NotAuthentic`] for damage and for other
-/// associated data; [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::Length`],
-/// [`Error::Corrupt`].
+/// Those of [`Header::parse`]; [`Error::WrongKey`] before anything is decrypted; [`Error::NotAuthentic`] for damage and
+/// for other associated data; [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`],
+/// [`Error::Length`], [`Error::Corrupt`].
 pub fn open(key: &FileKey, aad: &[u8], envelope: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
     let header = Header::parse(envelope)?;
     let mut opener = Opener::new(key, aad, &header)?;
@@ -179,8 +179,8 @@ impl Sealer {
 
 /// Opens an envelope in pieces, in constant memory.
 ///
-/// What comes out of [`update`](Self::update) is not authenticated: it goes where nobody reads it, a temporary file, until
-/// [`finish`](Self::finish) has verified the tag and told how much of it is data.
+/// What comes out of [`update`](Self::update) is not authenticated: it goes where nobody reads it, a temporary file,
+/// until [`finish`](Self::finish) has verified the tag and told how much of it is data.
 pub struct Opener {
     gcm: Gcm,
     /// The end of what came so far.
@@ -227,7 +227,7 @@ impl Opener {
     /// As [`open`].
     pub fn finish(mut self) -> Result<u64, Error> {
         let end = self.header_len + self.len;
-        if self.held.len() < TAIL_LEN || self.len % BLOCK_LEN as u64 != 0 {
+        if self.held.len() < TAIL_LEN || !self.len.is_multiple_of(BLOCK_LEN as u64) {
             let least = self.header_len + TAIL_LEN as u64;
             let wanted_bytes = end.next_multiple_of(BLOCK_LEN as u64).max(least);
             return Err(Error::Truncated { format: "envelope", len_bytes: end, wanted_bytes });
@@ -324,10 +324,19 @@ fn read_crypto_footer(block: &[u8], offset: u64) -> Result<u32, Error> {
     Ok(u32_at(block, CRYPTO_PADDING_OFFSET))
 }
 
-/// Under a known key: what opens has a header that was read, and pieces give what the whole gives.
+/// Under the key of the vectors: pieces give what the whole gives, and what is sealed opens.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
-    let Ok(key) = FileKey::from_bytes(&[7; 32]) else { return };
+pub fn fuzz(data: &[u8]) {
+    const KEY: [u8; 32] = [
+        0x8a, 0x1d, 0xf2, 0xb6, 0x1e, 0x72, 0xd3, 0x76, 0x01, 0xce, 0x1a, 0xac, 0xcc, 0xb2, 0xf3, 0x0d, 0xce, 0x4e,
+        0xac, 0xd9, 0x8f, 0xa3, 0xc8, 0xf3, 0x0a, 0x4c, 0xa3, 0x2a, 0x0c, 0x9b, 0xed, 0x73,
+    ];
+    let Ok(key) = FileKey::from_bytes(&KEY) else { return };
+    let sealed = seal(&key, "fuzz", b"", data, &mut vmseal_keys::system_rng());
+    assert!(sealed.and_then(|sealed| open(&key, b"", &sealed)).is_ok_and(|again| again.as_slice() == data));
+    if let Some(block) = data.first_chunk::<BLOCK_LEN>() {
+        let _ = (read_footer(block, 0), read_crypto_footer(block, 0));
+    }
     let whole = open(&key, b"", data);
     let Ok(header) = describe(data) else {
         assert!(whole.is_err());

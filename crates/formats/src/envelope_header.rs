@@ -31,6 +31,7 @@ const ATTRIBUTES_MAX: usize = 1024;
 
 /// A value in the header.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum AttributeValue {
     /// Types 1 to 4.
     Unsigned(u64),
@@ -46,6 +47,7 @@ pub enum AttributeValue {
 
 /// A named value in the header.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Attribute {
     /// Its name.
     pub name: String,
@@ -88,7 +90,7 @@ impl Header {
         if version != VERSION {
             return Err(Error::UnsupportedVersion { format: "the envelope", version: version.to_string() });
         }
-        if len % BLOCK_LEN as u64 != 0 || len > LEN_MAX {
+        if !len.is_multiple_of(BLOCK_LEN as u64) || len > LEN_MAX {
             let wanted = "needs a multiple of 4096, at most 1 MiB";
             return Err(Error::Length { what: "the header of an envelope", found: len, wanted });
         }

@@ -6,6 +6,7 @@ use vmseal_keys::{KeyId, KeySourceError};
 
 /// Where in the input.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Place {
     /// A byte offset from the start of what was parsed.

@@ -4,6 +4,7 @@ use core::fmt;
 
 /// What may be done with an extent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Access {
     /// `NOACCESS`: not even read.
     NoAccess,
@@ -29,6 +30,7 @@ impl Access {
 
 /// How an extent holds its sectors.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum ExtentKind {
     /// One after the other, in a file or on a device.
@@ -79,6 +81,7 @@ impl ExtentKind {
 
 /// A part of a virtual disk.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Extent {
     /// What may be done with it.
     pub access: Access,
@@ -86,8 +89,8 @@ pub struct Extent {
     pub sector_count: u64,
     /// How it holds its sectors.
     pub kind: ExtentKind,
-    /// Its file, as the descriptor names it: most often relative to the descriptor's folder, but any path may stand here. Not for
-    /// [`ExtentKind::Zero`], but for a few writers that name one.
+    /// Its file, as the descriptor names it: most often relative to the descriptor's folder, but any path may stand
+    /// here. Not for [`ExtentKind::Zero`], but for a few writers that name one.
     pub file: Option<String>,
     /// Where it begins in its file, in sectors.
     pub offset_sectors: u64,

@@ -29,8 +29,8 @@ impl KeyDict {
     /// Reads the text of a key.
     ///
     /// # Errors
-    /// [`Error::Encoding`], [`Error::Syntax`], [`Error::Escape`], [`Error::Missing`], [`Error::Value`] where its type is not `key`,
-    /// [`Error::Unknown`] for the cipher, [`Error::Base64`], [`Error::KeyLength`].
+    /// [`Error::Encoding`], [`Error::Syntax`], [`Error::Escape`], [`Error::Missing`], [`Error::Value`] where its type
+    /// is not `key`, [`Error::Unknown`] for the cipher, [`Error::Base64`], [`Error::KeyLength`].
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
         let place = Place::Byte(0);
         let text = core::str::from_utf8(text).map_err(|error| Error::Encoding {

@@ -91,6 +91,14 @@ impl KeyList {
         self.pairs.push(pair);
     }
 
+    /// Puts a pair in the place of another, by its index, or at the end.
+    pub(crate) fn replace(&mut self, index: usize, pair: Pair) {
+        match self.pairs.get_mut(index) {
+            Some(old) => *old = pair,
+            None => self.pairs.push(pair),
+        }
+    }
+
     /// Keeps the pairs for which `keep` is true.
     pub fn retain(&mut self, keep: impl FnMut(&Pair) -> bool) {
         self.pairs.retain(keep);
@@ -119,13 +127,15 @@ impl KeyList {
     /// Opens it with the first pair for which there is a key.
     ///
     /// # Errors
-    /// [`Error::WrongKey`] where keys or phrases were tried and none opens it; otherwise what is wrong with the first pair that
-    /// cannot be opened here, or [`Error::NoKey`]. [`Error::KeySource`] where a provider failed and nothing else opens it.
+    /// [`Error::WrongKey`] where keys or phrases were tried and none opens it; otherwise what is wrong with the first
+    /// pair that cannot be opened here, or [`Error::NoKey`]. [`Error::KeySource`] where a provider failed and nothing
+    /// else opens it.
     pub fn open_with(&self, keys: &mut dyn KeySource) -> Result<Opened, Error> {
         self.open_up_to(keys, kdf::ROUNDS_MAX)
     }
 
-    /// Opens it as [`open_with`](Self::open_with) does, with another limit for the rounds of key derivation.
+    /// Opens it as [`open_with`](Self::open_with) does, with another limit for the rounds of key derivation, of all its
+    /// phrases together: a file with many of them must not cost a multiple.
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
@@ -134,20 +144,22 @@ impl KeyList {
             .map(|(plaintext, by, _)| Opened { plaintext, by })
     }
 
-    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and the pair.
+    /// Opens the first pair whose plaintext `read` accepts. Gives what it made of it, what opened it, and which pair it
+    /// was.
     pub(crate) fn open_where<T>(
         &self,
         keys: &mut dyn KeySource,
         rounds_max: u32,
         mut read: impl FnMut(&Pair, Zeroizing<Vec<u8>>) -> Result<T, Error>,
-    ) -> Result<(T, OpenedBy, &Pair), Error> {
+    ) -> Result<(T, OpenedBy, usize), Error> {
         let mut source_error = None;
         let mut pair_error = None;
         let mut was_tried = false;
-        for pair in &self.pairs {
-            match try_pair(pair, keys, rounds_max) {
+        let mut rounds_left = rounds_max;
+        for (index, pair) in self.pairs.iter().enumerate() {
+            match try_pair(pair, keys, &mut rounds_left) {
                 Ok(Attempt::Opened(plaintext, by)) => match read(pair, plaintext) {
-                    Ok(value) => return Ok((value, by, pair)),
+                    Ok(value) => return Ok((value, by, index)),
                     Err(error) => pair_error = pair_error.or(Some(error)),
                 },
                 Ok(Attempt::NoKey) => {}
@@ -158,6 +170,8 @@ impl KeyList {
         }
         Err(match (source_error, was_tried, pair_error) {
             (Some(error), ..) => Error::KeySource(error),
+            // What was not tried may be what opens it.
+            (None, true, Some(error @ Error::Limit { .. })) => error,
             (None, true, _) => Error::WrongKey { key_ids: self.key_ids() },
             (None, false, Some(error)) => error,
             (None, false, None) if self.pairs.is_empty() => Error::NoUsableLocator { what: "it is empty" },
@@ -172,7 +186,7 @@ enum Attempt {
     Opened(Zeroizing<Vec<u8>>, OpenedBy),
 }
 
-fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_max: u32) -> Result<Attempt, Error> {
+fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_left: &mut u32) -> Result<Attempt, Error> {
     let (plaintext, by) = match &pair.locker {
         Locator::Fqid { .. } => {
             let Some(id) = pair.locker.key_id() else { return Ok(Attempt::NoKey) };
@@ -189,7 +203,8 @@ fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_max: u32) -> Result<At
             let parameters = PhraseParameters::parse(parameters)?;
             let mac = pair.mac()?;
             pair.check_length(mac)?;
-            let key = parameters.derive(phrase, rounds_max)?;
+            let key = parameters.derive(phrase, *rounds_left)?;
+            *rounds_left -= parameters.rounds();
             (pair.unlock(parameters.cipher(), mac, &key)?, OpenedBy::Phrase)
         }
         Locator::RawKey(text) => {
@@ -323,6 +338,19 @@ mod tests {
         list.push(quick_phrase_pair(b"phrase", b"secret"));
         assert!(matches!(list.open_with(&mut Locked::default()), Err(Error::KeySource(KeySourceError::Locked { .. }))));
         assert!(list.open_with(&mut Locked(Some(b"phrase".to_vec()))).is_ok());
+    }
+
+    #[test]
+    fn rounds_are_limited_over_all_pairs_together() {
+        let (mut keys, ..) = keys();
+        keys.recovery = Some(b"phrase".to_vec());
+        let mut list = KeyList::new();
+        list.push(quick_phrase_pair(b"other", b"secret"));
+        list.push(quick_phrase_pair(b"phrase", b"secret"));
+        assert!(list.open_up_to(&mut keys, 20).is_ok());
+        for rounds_max in [19, 9, 0] {
+            assert!(matches!(list.open_up_to(&mut keys, rounds_max), Err(Error::Limit { .. })));
+        }
     }
 
     #[test]

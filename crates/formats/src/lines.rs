@@ -77,12 +77,27 @@ pub(crate) fn insert_after(text: &[u8], line: Option<&Line>, content: &[u8]) -> 
 
 /// The text without a line: its ending goes with it or, where it has none, the ending before it.
 pub(crate) fn remove(text: &[u8], lines: &[Line], index: usize) -> Zeroizing<Vec<u8>> {
-    let line = &lines[index];
-    let start = match index.checked_sub(1).map(|before| &lines[before]) {
-        Some(before) if !line.has_ending() => before.content.end,
-        _ => line.content.start,
-    };
-    replace(text, start..line.end, b"")
+    let kept: Vec<bool> = (0..lines.len()).map(|at| at != index).collect();
+    retain(text, lines, &kept)
+}
+
+/// The text without the lines that are not kept. Where the last line has no ending and goes, the one that is last then
+/// has none.
+pub(crate) fn retain(text: &[u8], lines: &[Line], kept: &[bool]) -> Zeroizing<Vec<u8>> {
+    let start = lines.first().map_or(text.len(), |line| line.content.start);
+    let mut new = Zeroizing::new(Vec::with_capacity(text.len()));
+    new.extend_from_slice(&text[..start]);
+    let mut last_ending_len = 0;
+    for (line, _) in lines.iter().zip(kept).filter(|(_, is_kept)| **is_kept) {
+        new.extend_from_slice(&text[line.content.start..line.end]);
+        last_ending_len = line.end - line.content.end;
+    }
+    let last_goes = kept.last().is_some_and(|is_kept| !is_kept);
+    if last_goes && lines.last().is_some_and(|line| !line.has_ending()) {
+        let len = new.len() - last_ending_len;
+        new.truncate(len);
+    }
+    new
 }
 
 #[cfg(test)]

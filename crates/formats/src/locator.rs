@@ -24,7 +24,8 @@ pub(crate) const EMPTY: &str = "<VMWARE-EMPTYSTRING>";
 
 /// A key locator, with everything the grammar has.
 ///
-/// Its `Display` is the canonical text. That of a [`RawKey`](Self::RawKey) is a key in the clear; `Debug` never prints one.
+/// Its `Display` is the canonical text. That of a [`RawKey`](Self::RawKey) is a key in the clear; `Debug` never prints
+/// one.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Locator {
@@ -83,7 +84,8 @@ pub enum Locator {
         /// Its signature.
         signature: Vec<u8>,
     },
-    /// A type that is not known here: it opens nothing and is written back as it was. Only inside lists and pairs, where its end shows.
+    /// A type that is not known here: it opens nothing and is written back as it was. Only inside lists and pairs,
+    /// where its end shows.
     Unknown(String),
 }
 
@@ -152,9 +154,9 @@ impl Locator {
     /// Reads a locator with its prefix, `vmware:key/`.
     ///
     /// # Errors
-    /// [`Error::Limit`] before any work where the text is longer than 1 MiB, nested deeper than 8, or has a list of more than 64 members;
-    /// [`Error::Syntax`], [`Error::Escape`], [`Error::Base64`], [`Error::Encoding`], [`Error::Value`] or [`Error::Unknown`], with
-    /// the byte offset.
+    /// [`Error::Limit`] before any work where the text is longer than 1 MiB, nested deeper than 8, or has a list of
+    /// more than 64 members; [`Error::Syntax`], [`Error::Escape`], [`Error::Base64`], [`Error::Encoding`],
+    /// [`Error::Value`] or [`Error::Unknown`], with the byte offset.
     pub fn parse(text: &str) -> Result<Self, Error> {
         locator_text::parse(text)
     }
@@ -269,7 +271,7 @@ fn write_element(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// What parses is written canonically, and parses to the same.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     if let Ok(text) = core::str::from_utf8(data)
         && let Ok(locator) = Locator::parse(text)
     {

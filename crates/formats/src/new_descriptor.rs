@@ -51,7 +51,8 @@ impl NewDescriptor {
     /// The descriptor.
     ///
     /// # Errors
-    /// As [`Descriptor::parse`]: no extents, too many sectors, or a name with a quote in it, which the format cannot write.
+    /// As [`Descriptor::parse`]: no extents, too many sectors, or a name with a quote in it, which the format cannot
+    /// write.
     pub fn build(&self) -> Result<Descriptor, Error> {
         let mut text = String::from("# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\n");
         let parent_cid = self.parent.as_ref().map_or(0xffff_ffff, |(cid, _)| *cid);

@@ -49,8 +49,9 @@ impl PhraseParameters {
     /// Reads the parameters of a phrase locator.
     ///
     /// # Errors
-    /// [`Error::Syntax`], [`Error::Escape`], [`Error::Missing`], [`Error::Unknown`] for function and cipher, [`Error::Base64`];
-    /// [`Error::Value`] for rounds that are no positive number, [`Error::Limit`] for more than 32 bits hold.
+    /// [`Error::Syntax`], [`Error::Escape`], [`Error::Missing`], [`Error::Unknown`] for function and cipher,
+    /// [`Error::Base64`]; [`Error::Value`] for rounds that are no positive number, [`Error::Limit`] for more than 32
+    /// bits hold.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let dict = CryptoDict::parse(text, "locator of a phrase")?;
         let name = dict.field("pass2key")?;

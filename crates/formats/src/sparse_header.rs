@@ -43,6 +43,7 @@ const GD_ENTRIES_MAX: u64 = 1 << 27;
 
 /// How grains are stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum Compression {
     /// Deflate (RFC 1951) in the wrapper of zlib (RFC 1950).
     Deflate,
@@ -117,8 +118,9 @@ impl SparseHeader {
     /// Reads a header; `bytes` may go on behind it.
     ///
     /// # Errors
-    /// [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::UnsupportedFlags`], [`Error::Corrupt`]
-    /// for newline bytes that a text transfer changed, [`Error::Value`] and [`Error::Limit`] for sizes.
+    /// [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnsupportedVersion`], [`Error::UnsupportedFlags`],
+    /// [`Error::Corrupt`] for newline bytes that a text transfer changed, [`Error::Value`] and [`Error::Limit`] for
+    /// sizes.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         const FORMAT: &str = "sparse extent";
         if !bytes.starts_with(&MAGIC[..MAGIC.len().min(bytes.len())]) {
@@ -237,6 +239,13 @@ impl SparseHeader {
         bytes
     }
 
+    /// The bytes of the file that hold the embedded descriptor and its padding.
+    pub fn descriptor_range(&self) -> Option<core::ops::Range<u64>> {
+        let start = self.descriptor_offset_sectors * SECTOR_LEN as u64;
+        let end = (self.descriptor_offset_sectors + self.descriptor_sectors) * SECTOR_LEN as u64;
+        (self.descriptor_offset_sectors > 0 && end > start).then_some(start..end)
+    }
+
     /// The number of grains, the last of which may reach behind the capacity.
     pub fn grain_count(&self) -> u64 {
         self.capacity_sectors.div_ceil(self.grain_sectors.max(1))
@@ -297,7 +306,7 @@ impl SparseHeader {
 
 /// What parses is written as it was, up to the spelling of its flag for an unclean shutdown.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(data: &[u8]) {
+pub fn fuzz(data: &[u8]) {
     let Ok(header) = SparseHeader::parse(data) else { return };
     let bytes = header.to_bytes();
     assert!(SparseHeader::parse(&bytes).is_ok_and(|again| again == header));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use vmseal_formats::{Error, Kind};
+use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
 
 /// The vectors of one format.
 pub(crate) struct Vectors {
@@ -88,5 +89,18 @@ pub(crate) fn check_error<T>(case: &Value, result: Result<T, Error>) {
     match result {
         Ok(_) => panic!("{case} was accepted"),
         Err(error) => assert!(classes(&error).contains(&wanted), "{case}: {error} ({error:?})"),
+    }
+}
+
+/// Has one KEK.
+pub(crate) struct OneKey(pub(crate) KeyId, pub(crate) Vec<u8>);
+
+impl KeySource for OneKey {
+    fn create(&mut self, provider: &ProviderName) -> Result<KeyId, KeySourceError> {
+        Err(KeySourceError::UnknownProvider(provider.clone()))
+    }
+
+    fn fetch(&mut self, id: &KeyId) -> Result<Kek, KeySourceError> {
+        if *id == self.0 { Ok(Kek::from_slice(&self.1).unwrap()) } else { Err(KeySourceError::UnknownKey(id.clone())) }
     }
 }

@@ -1,9 +1,9 @@
 //! The descriptors and sparse headers of `tests/vectors/vmdk`.
 
-use crate::cases::{Vectors, check_error, text};
+use crate::cases::{OneKey, Vectors, check_error, hex, text};
 use serde_json::Value;
 use vmseal_formats::sparse_header::SECTOR_LEN;
-use vmseal_formats::{Compression, CreateType, Descriptor, Error, SparseHeader};
+use vmseal_formats::{Compression, CreateType, Descriptor, Error, KeyDict, SparseHeader};
 
 /// The descriptor of a file, alone or embedded, and the bytes that it was read from.
 fn descriptor(file: &[u8]) -> Result<(Descriptor, Vec<u8>), Error> {
@@ -12,8 +12,8 @@ fn descriptor(file: &[u8]) -> Result<(Descriptor, Vec<u8>), Error> {
     }
     let header = SparseHeader::parse(file)?;
     header.check_file_len(file.len() as u64)?;
-    let start = header.descriptor_offset_sectors as usize * SECTOR_LEN;
-    let bytes = &file[start..start + header.descriptor_sectors as usize * SECTOR_LEN];
+    let range = header.descriptor_range().unwrap();
+    let bytes = &file[range.start as usize..range.end as usize];
     Ok((Descriptor::parse(bytes)?, bytes.to_vec()))
 }
 
@@ -131,4 +131,27 @@ fn every_invalid_descriptor_and_header_is_refused() {
         count += 1;
     }
     assert!(count > 40);
+}
+
+#[test]
+fn an_encrypted_disk_of_esxi_is_told_and_its_key_list_opens() {
+    let vectors = Vectors::of("vmdk");
+    let mut count = 0;
+    for case in vectors.cases("valid") {
+        let (descriptor, _) = descriptor(&vectors.file(case)).unwrap();
+        assert_eq!(descriptor.is_esxi_encrypted(), case.get("kek_hex").is_some(), "{case}");
+        if !descriptor.is_esxi_encrypted() {
+            assert!(descriptor.encryption_keys().unwrap().is_none());
+            continue;
+        }
+        let list = descriptor.encryption_keys().unwrap().unwrap();
+        let id = list.key_ids().remove(0);
+        assert_eq!(descriptor.header("keyID").as_deref(), Some(id.key()));
+        let opened = list.open_with(&mut OneKey(id, hex(&case["kek_hex"]))).unwrap();
+        assert_eq!(opened.plaintext.as_slice(), text(&case["pair_plaintext"]).as_bytes());
+        let key = KeyDict::parse(&opened.plaintext).unwrap();
+        assert_eq!(key.expose(), hex(&case["dek_hex"]));
+        count += 1;
+    }
+    assert!(count > 0);
 }

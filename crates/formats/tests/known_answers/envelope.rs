@@ -2,8 +2,8 @@
 
 use crate::cases::{Vectors, check_error, hex, sha256, text};
 use serde_json::Value;
-use vmseal_formats::Error;
 use vmseal_formats::envelope::{self, AttributeValue, Opener};
+use vmseal_formats::{Dictionary, Error, Keystore};
 use vmseal_keys::FileKey;
 
 fn key(case: &Value) -> FileKey {
@@ -77,4 +77,19 @@ fn a_wrong_key_is_told_before_anything_is_decrypted() {
     let case = &vectors.cases("valid")[0];
     let header = envelope::describe(&vectors.file(case)).unwrap();
     assert!(matches!(Opener::new(&FileKey::from_bytes(&[1; 32]).unwrap(), b"", &header), Err(Error::WrongKey { .. })));
+}
+
+#[test]
+fn every_keystore_gives_its_key_or_says_why_not() {
+    let vectors = Vectors::of("envelope");
+    for case in vectors.cases("keystores") {
+        let result = Keystore::parse(&Dictionary::parse(&vectors.file(case)));
+        if case.get("error").is_some() {
+            check_error(case, result);
+            continue;
+        }
+        let keystore = result.unwrap();
+        assert_eq!(keystore.key_id(), text(&case["key_id"]));
+        assert_eq!(keystore.key().expose().as_slice(), hex(&case["key_hex"]));
+    }
 }

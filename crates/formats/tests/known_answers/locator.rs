@@ -1,10 +1,10 @@
 //! The locators, escapes and bundles of `tests/vectors/vmx`.
 
-use crate::cases::{Vectors, check_error, hex, text};
+use crate::cases::{OneKey, Vectors, check_error, hex, text};
 use serde_json::Value;
 use vmseal_formats::{Dictionary, KeyList, Locator};
 use vmseal_keys::key_safe_pair::{PairCipher, PairMac, lock_with_iv};
-use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
+use vmseal_keys::{KeyId, ProviderName};
 
 fn optional(value: &Option<String>) -> Value {
     value.clone().map_or(Value::Null, Value::from)
@@ -79,23 +79,6 @@ fn dictionary_values_are_escaped_as_the_products_do() {
     }
 }
 
-/// The one KEK of a case.
-struct OneKey(KeyId, Kek);
-
-impl KeySource for OneKey {
-    fn create(&mut self, provider: &ProviderName) -> Result<KeyId, KeySourceError> {
-        Err(KeySourceError::UnknownProvider(provider.clone()))
-    }
-
-    fn fetch(&mut self, id: &KeyId) -> Result<Kek, KeySourceError> {
-        if *id == self.0 {
-            Ok(Kek::from_bytes(self.1.expose()).unwrap())
-        } else {
-            Err(KeySourceError::UnknownKey(id.clone()))
-        }
-    }
-}
-
 #[test]
 fn bundles_of_esxi_open_and_are_written_again() {
     let vectors = Vectors::of("vmx");
@@ -107,13 +90,12 @@ fn bundles_of_esxi_open_and_are_written_again() {
         let list = KeyList::parse(&bundle).unwrap();
         let locator = &case["locators"][0];
         let id = KeyId::new(ProviderName::new(text(&locator["server"])).unwrap(), text(&locator["key_id"])).unwrap();
-        assert_eq!(list.key_ids(), [id.clone()]);
-        let kek = Kek::from_slice(&hex(&locator["kek_hex"])).unwrap();
-        let opened = list.open_with(&mut OneKey(id, kek)).unwrap();
+        assert_eq!(list.key_ids().as_slice(), std::slice::from_ref(&id));
+        let kek = hex(&locator["kek_hex"]);
+        let opened = list.open_with(&mut OneKey(id, kek.clone())).unwrap();
         assert_eq!(opened.plaintext.as_slice(), text(&case["plaintext"]).as_bytes());
 
         let iv: [u8; 16] = hex(&locator["iv_hex"]).try_into().unwrap();
-        let kek = hex(&locator["kek_hex"]);
         let blob = lock_with_iv(PairCipher::Aes256, PairMac::HmacSha256, &kek, &opened.plaintext, &iv).unwrap();
         let mut again = KeyList::new();
         let mut pair = list.pairs().next().unwrap().clone();
