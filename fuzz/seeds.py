@@ -18,6 +18,7 @@ FILES = {
     "sparse_header": ["vmdk/*/*.vmdk"],
     "vmem_expand": [],
     "vmsd": ["vmdk/*/*.vmsd"],
+    "xts_differential": [],
 }
 
 
@@ -49,3 +50,7 @@ for index, text in enumerate(texts):
 (fuzz / "corpus/sesparse/headers").write_bytes(sesparse())
 for index, seed in enumerate([block(7, b"\x02abc\x20\x02\x00d"), block(266, b"\x00a\xe0\xff\x01\x00"), block(4, b"\x00a\x3f\xff\x00\x01")]):
     (fuzz / f"corpus/vmem_expand/{index}").write_bytes(seed)
+# A key, the blocks of a unit, the number of the first unit, an offset, and the data: around the batches of the kernels.
+for index, (blocks, number, length) in enumerate([(32, 0, 4096), (256, 2**64 - 3, 65536), (1, 2**128 - 9, 128), (7, 2**32, 5003)]):
+    seed = bytes(range(64)) + blocks.to_bytes(2, "little") + number.to_bytes(16, "little") + bytes([index]) + bytes(i % 251 for i in range(length))
+    (fuzz / f"corpus/xts_differential/{index}").write_bytes(seed)

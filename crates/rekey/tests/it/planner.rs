@@ -177,7 +177,8 @@ proptest! {
         foreign in any::<bool>(),
         ide in any::<bool>(),
     ) {
-        let parts: [(bool, Box<dyn Fn(&mut Inventory)>); 7] = [
+        type Change = Box<dyn Fn(&mut Inventory)>;
+        let parts: [(bool, Change); 7] = [
             (power == 1, Box::new(move |inventory| inventory.power = PowerState::On { evidence: "e".to_owned() })),
             (power == 2, Box::new(|inventory| inventory.power = PowerState::Suspended { evidence: "e".to_owned() })),
             (snapshots == 1, Box::new(|inventory| inventory.snapshots = Snapshots::OneBranch { count: 1 })),
