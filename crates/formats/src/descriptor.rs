@@ -46,7 +46,7 @@ impl Descriptor {
     /// [`Error::Limit`] for more than 1 MiB; [`Error::BadMagic`] without the signature in the first line;
     /// [`Error::Syntax`], [`Error::Missing`], [`Error::Duplicate`], [`Error::Value`], [`Error::Unknown`],
     /// [`Error::UnsupportedVersion`] and [`Error::Encoding`] with the line; for `encryptionKeys` those of
-    /// [`Locator::parse`].
+    /// [`Locator::parse`](crate::Locator::parse).
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
         if len > LEN_MAX || bytes.len() > 2 * LEN_MAX {
