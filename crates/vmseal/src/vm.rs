@@ -57,7 +57,7 @@ impl<'s> Vm<'s> {
     /// [`rollback`](Self::rollback) undoes it.
     ///
     /// # Errors
-    /// After an error for which [`Error::is_resumable`] says no, the VM is as it was before.
+    /// After an error whose [`kind`](Error::kind) is not [`Resumable`](vmseal_rekey::ErrorKind::Resumable) the VM is as it was before.
     pub fn execute(&self, plan: Plan, keys: &mut impl KeySource, mut watch: impl Watch) -> Result<Outcome, Error> {
         vmseal_rekey::execute(self.storage, &plan, keys, &mut watch)
     }
