@@ -43,7 +43,7 @@
 //!
 //! # The crates below
 //!
-//! [`vmseal_rekey`] plans and converts, [`vmseal_disk`] reads and writes virtual disks, [`vmseal_formats`] knows the files,
+//! [`vmseal_rekey`] plans and converts, [`vmseal_disk`] reads and writes virtual disks, `vmseal_formats` knows the files,
 //! [`vmseal_keys`] the keys and how they are wrapped, [`vmseal_storage`] where all of it lies, [`vmseal_providers`] where
 //! KEKs come from. Common work needs none of them.
 
