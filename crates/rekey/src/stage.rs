@@ -246,6 +246,8 @@ fn write_extent(
     report: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let source = storage.open(&job.target, Access::Read)?;
+    // File systems have told wrongly of holes where data was not on disk yet.
+    source.sync()?;
     let transform = material.transform(disk, record.disks[disk].unit()?)?;
     let done_bytes = record.staged[index].done_bytes;
     let conversion = Conversion { source: source.as_ref(), target, transform: &transform, done_bytes };

@@ -157,7 +157,7 @@ pub trait File: fmt::Debug + Send + Sync {
     /// As [`write_at`](Self::write_at).
     fn set_len(&self, len_bytes: u64) -> Result<(), Error>;
 
-    /// Makes everything that was written durable.
+    /// Makes everything that was written durable, through this handle and others; also of a file opened for reading.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
