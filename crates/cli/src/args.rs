@@ -48,6 +48,10 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     /// Check that every key unwraps, every disk is whole, and nothing is pending
     Verify(VerifyArgs),
+    /// Put a VMX that a password locks (Workstation, Fusion) into the clear
+    Unlock(UnlockArgs),
+    /// Lock a VMX with a password, as Workstation and Fusion do
+    Lock(LockArgs),
     /// Show the main job on a real VM made in a temporary folder
     Tour(TourArgs),
 }
@@ -65,7 +69,7 @@ impl Command {
             Self::Recrypt(args) => args.run.json.json,
             Self::Resume(args) => args.json.json,
             Self::Verify(args) => args.json.json,
-            Self::Tour(_) => false,
+            Self::Unlock(_) | Self::Lock(_) | Self::Tour(_) => false,
         }
     }
 }
@@ -228,6 +232,58 @@ pub(crate) struct VerifyArgs {
     pub(crate) keys: KeyArgs,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+/// Where a result goes that need not replace its input.
+#[derive(Args, Debug)]
+pub(crate) struct OutArgs {
+    /// The output (`-` is standard output); without it the file itself is replaced
+    #[arg(long, short, value_name = "OUT.vmx")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace an output that is there already
+    #[arg(long, requires = "output")]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UnlockArgs {
+    /// The VMX (`-` is standard input)
+    #[arg(value_name = "IN.vmx")]
+    pub(crate) vmx: PathBuf,
+    /// The file with its password (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) out: OutArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LockArgs {
+    /// The VMX (`-` is standard input)
+    #[arg(value_name = "IN.vmx")]
+    pub(crate) vmx: PathBuf,
+    /// The file with its password, the old one where it changes (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The cipher: products before Workstation 17.5 and Fusion 13.5 read AES-256 alone
+    #[arg(long, value_enum, default_value = "XTS-AES-256", conflicts_with = "change_password")]
+    pub(crate) cipher: VmxCipher,
+    /// Give a locked VMX another password; its settings stay encrypted as they are
+    #[arg(long)]
+    pub(crate) change_password: bool,
+    /// The file with the new password
+    #[arg(long, value_name = "NEW", requires = "change_password")]
+    pub(crate) new_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) out: OutArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VmxCipher {
+    #[value(name = "XTS-AES-256")]
+    XtsAes256,
+    #[value(name = "AES-256")]
+    Aes256,
 }
 
 #[derive(Args, Debug)]

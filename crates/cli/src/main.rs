@@ -6,6 +6,7 @@ mod args;
 mod home;
 mod inspect;
 mod keys;
+mod lock;
 mod operate;
 mod output;
 mod password;
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         Command::Recrypt(args) => operate::recrypt(&cli, args, &mut output),
         Command::Resume(args) => operate::resume(&cli, args, &mut output),
         Command::Verify(args) => operate::verify(&cli, args, &mut output),
+        Command::Unlock(args) => lock::unlock(args, &mut output),
+        Command::Lock(args) => lock::lock(args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -49,12 +49,19 @@
 
 #![forbid(unsafe_code)]
 
+mod file_error;
+mod output_file;
 mod report;
 mod vm;
+mod vmx_file;
 
+pub use file_error::FileError;
+pub use output_file::write_new;
 pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
+pub use vmseal_formats::Error as FormatError;
+pub use vmseal_keys::key_safe_pair::PairCipher;
 pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
@@ -64,3 +71,4 @@ pub use vmseal_rekey::{
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
 pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};
+pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};

@@ -10,3 +10,4 @@ mod peers;
 mod refusals;
 mod secrets;
 mod testing;
+mod vmx_lock;
