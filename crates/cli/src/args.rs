@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Unlock(UnlockArgs),
     /// Lock a VMX with a password, as Workstation and Fusion do
     Lock(LockArgs),
+    /// Read and change settings of a VMX, encrypted or not
+    #[command(subcommand)]
+    Vmx(VmxCommand),
     /// Show the main job on a real VM made in a temporary folder
     Tour(TourArgs),
 }
@@ -69,7 +72,9 @@ impl Command {
             Self::Recrypt(args) => args.run.json.json,
             Self::Resume(args) => args.json.json,
             Self::Verify(args) => args.json.json,
-            Self::Unlock(_) | Self::Lock(_) | Self::Tour(_) => false,
+            Self::Vmx(VmxCommand::Get(args)) => args.json.json,
+            Self::Vmx(VmxCommand::Set(args)) => args.json.json,
+            Self::Vmx(VmxCommand::Edit(_)) | Self::Unlock(_) | Self::Lock(_) | Self::Tour(_) => false,
         }
     }
 }
@@ -284,6 +289,56 @@ pub(crate) enum VmxCipher {
     XtsAes256,
     #[value(name = "AES-256")]
     Aes256,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmxCommand {
+    /// Print the value of a setting
+    Get(VmxGetArgs),
+    /// Set settings where the VMX lies; the rest stays as it is
+    Set(VmxSetArgs),
+    /// Edit the settings with $VISUAL or $EDITOR, in memory, and lock them again
+    Edit(VmxEditArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VmxGetArgs {
+    /// The VMX (`-` is standard input)
+    #[arg(value_name = "VM.vmx")]
+    pub(crate) vmx: PathBuf,
+    /// The setting
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VmxSetArgs {
+    /// The VMX
+    #[arg(value_name = "VM.vmx")]
+    pub(crate) vmx: PathBuf,
+    /// The settings, as `memsize=8192`
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VmxEditArgs {
+    /// The VMX
+    #[arg(value_name = "VM.vmx")]
+    pub(crate) vmx: PathBuf,
+    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod difference;
+mod editor;
 mod home;
 mod inspect;
 mod keys;
@@ -18,12 +20,13 @@ mod tour;
 mod tour_check;
 mod tour_vm;
 mod vm_path;
+mod vmx;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, ProviderCommand};
+use args::{Cli, Command, ProviderCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -41,6 +44,9 @@ fn main() -> ExitCode {
         Command::Verify(args) => operate::verify(&cli, args, &mut output),
         Command::Unlock(args) => lock::unlock(args, &mut output),
         Command::Lock(args) => lock::lock(args, &mut output),
+        Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
+        Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
+        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

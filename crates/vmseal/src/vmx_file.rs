@@ -174,11 +174,26 @@ impl VmxSettings {
         if !Dictionary::is_name(name) {
             return refused(format!("{name:?} cannot be the name of a setting"));
         }
+        // What has the value already stays as it is written.
+        if self.value(name)?.as_deref() == Some(value) {
+            return Ok(());
+        }
         let set = match &mut self.content {
             Content::Clear(vmx) => vmx.set_text(name, value),
             Content::Hidden(vmx) => vmx.set_text(name, value),
         };
         set.map_err(FileError::format(&self.path))
+    }
+
+    /// What in the [`text`](Self::text) VMware reads otherwise than it looks: lines that are no setting, names given twice.
+    pub fn doubtful_lines(&self) -> Vec<String> {
+        let text = Dictionary::parse(&self.text());
+        let malformed = text.malformed().map(|line| format!("{}: line {line} is no setting", self.path));
+        let again = text.duplicates().into_iter().map(|again| {
+            let (name, line, first) = (again.name, again.line, again.first_line);
+            format!("{}: line {line} gives {name} again; the one in line {first} counts", self.path)
+        });
+        malformed.chain(again).collect()
     }
 
     /// The text that a person edits: the hidden settings where most are hidden, otherwise those in the clear.

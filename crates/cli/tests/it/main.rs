@@ -11,3 +11,4 @@ mod refusals;
 mod secrets;
 mod testing;
 mod vmx_lock;
+mod vmx_settings;
