@@ -55,6 +55,12 @@ pub(crate) enum Command {
     /// Read and change settings of a VMX, encrypted or not
     #[command(subcommand)]
     Vmx(VmxCommand),
+    /// ESXi's envelopes: the host's configuration, core dumps
+    #[command(subcommand)]
+    Envelope(EnvelopeCommand),
+    /// ESXi's encrypted core dumps
+    #[command(subcommand)]
+    Coredump(CoredumpCommand),
     /// Show the main job on a real VM made in a temporary folder
     Tour(TourArgs),
 }
@@ -74,7 +80,13 @@ impl Command {
             Self::Verify(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
-            Self::Vmx(VmxCommand::Edit(_)) | Self::Unlock(_) | Self::Lock(_) | Self::Tour(_) => false,
+            Self::Envelope(EnvelopeCommand::Describe(args)) => args.json.json,
+            Self::Vmx(VmxCommand::Edit(_))
+            | Self::Envelope(_)
+            | Self::Coredump(_)
+            | Self::Unlock(_)
+            | Self::Lock(_)
+            | Self::Tour(_) => false,
         }
     }
 }
@@ -339,6 +351,92 @@ pub(crate) struct VmxEditArgs {
     /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
     #[arg(long, value_name = "F")]
     pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EnvelopeCommand {
+    /// Tell what an envelope says of itself; needs no key
+    Describe(EnvelopeDescribeArgs),
+    /// Decrypt an envelope; the output gets its name when the tag has verified
+    Extract(EnvelopeExtractArgs),
+    /// Seal a file into an envelope
+    Create(EnvelopeCreateArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CoredumpCommand {
+    /// Decrypt a core dump of a monitor or a kernel (zdump)
+    Decrypt(CoredumpDecryptArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EnvelopeDescribeArgs {
+    /// The envelope, or a core dump with one behind its header (`-` is standard input)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("key").required(true).args(["key_file", "keystore"])))]
+pub(crate) struct EnvelopeExtractArgs {
+    /// The envelope, or a core dump with one behind its header (`-` is standard input)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The output (`-` is standard output, which gets it when all of it has verified)
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    #[arg(long, value_name = "F")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The host's keystore, in mode NONE
+    #[arg(long, value_name = "encryption.info")]
+    pub(crate) keystore: Option<PathBuf>,
+    /// The associated data; with a keystore `ESXConfiguration` unless it is given
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) aad: Option<String>,
+    /// Replace an output that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EnvelopeCreateArgs {
+    /// What is sealed (`-` is standard input)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The envelope (`-` is standard output)
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    #[arg(long, value_name = "F")]
+    pub(crate) key_file: PathBuf,
+    /// What names the key in the envelope
+    #[arg(long, value_name = "ID")]
+    pub(crate) key_id: String,
+    /// The associated data, which extracting needs again
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) aad: Option<String>,
+    /// Replace an output that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CoredumpDecryptArgs {
+    /// The core dump (`-` is standard input)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The output (`-` is standard output, which gets it when all of it has verified)
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    #[arg(long, value_name = "F")]
+    pub(crate) key_file: PathBuf,
+    /// Replace an output that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Args, Debug)]

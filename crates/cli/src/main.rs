@@ -5,6 +5,7 @@
 mod args;
 mod difference;
 mod editor;
+mod envelope;
 mod home;
 mod inspect;
 mod keys;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, ProviderCommand, VmxCommand};
+use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
         Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
         Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
         Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
+        Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

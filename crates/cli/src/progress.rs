@@ -1,6 +1,7 @@
 //! Progress on a terminal, and the wish to stop.
 
 use core::ops::ControlFlow;
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,6 +16,16 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub(crate) fn catch_interrupts() -> Result<(), Failure> {
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
         .map_err(|error| Failure::new(Status::Failed, format!("interrupts cannot be caught: {error}")))
+}
+
+/// A source that ends with an error when an interrupt was caught, so that what was made of it so far is removed.
+pub(crate) struct Interruptible<R>(pub(crate) R);
+
+impl<R: Read> Read for Interruptible<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.0.read(buffer);
+        if STOP.load(Ordering::Relaxed) { Err(std::io::Error::other("stopped on request")) } else { count }
+    }
 }
 
 /// A bar with bytes, rate and time left on a terminal; nothing otherwise.

@@ -49,6 +49,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod envelope_file;
 mod file_error;
 mod output_file;
 mod report;
@@ -61,8 +62,9 @@ pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, Sta
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
 pub use vmseal_formats::Error as FormatError;
+pub use vmseal_formats::envelope::AttributeValue;
 pub use vmseal_keys::key_safe_pair::PairCipher;
-pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
+pub use vmseal_keys::{FileKey, Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
     Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Pending, Plan, Progress, Reason,
