@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
-use vmseal::{LocalDir, PairCipher, StoragePath, VmxFile, VmxInPlace, write_new};
+use vmseal::{LocalDir, PairCipher, Storage, StoragePath, VmxFile, VmxInPlace, write_new};
 use zeroize::Zeroizing;
 
 use crate::args::{LockArgs, OutArgs, UnlockArgs, VmxCipher};
@@ -86,7 +86,14 @@ fn change(
     }
     let path = VmPath::of_file(target)?;
     let storage = LocalDir::open(&path.folder)?;
-    write_new(&storage, &StoragePath::new(&path.name)?, &make(&file)?, out.force)?;
+    let name = StoragePath::new(&path.name)?;
+    if out.force && storage.metadata(&name)?.is_some() {
+        // It may be the VMX of a VM that is in use.
+        let change = VmxInPlace::begin(&storage, &name)?;
+        change.replace(&make(&file)?)?;
+    } else {
+        write_new(&storage, &name, &make(&file)?, false)?;
+    }
     output.note(&format!("{} is written.", target.display()));
     Ok(())
 }

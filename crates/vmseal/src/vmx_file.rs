@@ -284,9 +284,8 @@ impl<'s> VmxInPlace<'s> {
             let operation = pending.operation;
             return refused(format!("an interrupted {operation} has to end first; complete it with `resume`{undo}"));
         }
-        let running = path.with_suffix(".lck");
-        if storage.metadata(&running)?.is_some() {
-            return refused(format!("the VM is powered on or open in a VMware product ({running}); close it first"));
+        if let Some(evidence) = vmseal_rekey::running(storage, path)? {
+            return refused(format!("the VM is powered on or open in a VMware product ({evidence}); close it first"));
         }
         let bytes = Zeroizing::new(storage.read(path, LEN_MAX)?);
         Ok(Self { storage, path: path.clone(), bytes, _lock: lock })

@@ -222,7 +222,16 @@ fn a_vm_in_use_is_not_changed_in_its_place() {
     folder.write("password", "a password");
     folder.write("web01.vmx.lck", "");
     folder.fails(&["lock", "web01.vmx", "--password-file", "password"], &[3], "powered on");
+    folder.write("other.vmx", PLAIN);
+    folder.fails(
+        &["lock", "other.vmx", "--password-file", "password", "-o", "web01.vmx", "--force"],
+        &[3],
+        "powered on",
+    );
     std::fs::remove_file(folder.path("web01.vmx.lck")).unwrap();
+    folder.write("web01-1f.vswp", "");
+    folder.fails(&["lock", "web01.vmx", "--password-file", "password"], &[3], "web01-1f.vswp");
+    std::fs::remove_file(folder.path("web01-1f.vswp")).unwrap();
     folder.write("text.vmx", "hello\n");
     folder.fails(&["lock", "text.vmx", "--password-file", "password"], &[5], "this is no VMX");
     folder.fails(&["lock", "nowhere.vmx", "--password-file", "password"], &[1], "is not there");

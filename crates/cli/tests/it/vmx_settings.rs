@@ -149,6 +149,33 @@ fn an_edit_that_is_given_up_changes_nothing() {
 }
 
 #[test]
+fn a_signal_during_an_edit_leaves_no_draft() {
+    let folder = locked();
+    let name = "signalled-during-its-edit.vmx";
+    std::fs::rename(folder.path("web01.vmx"), folder.path(name)).unwrap();
+    let marker = folder.path("editing");
+    for signal in ["-INT", "-HUP", "-TERM"] {
+        editor(&folder, &format!("touch {}\nsleep 1\nsed -i 's/4096/6144/' \"$2\"", marker.display()));
+        let mut command = folder.command(&["vmx", "edit", name, "--password-file", "password"]);
+        command.env("EDITOR", format!("{} --some-option", folder.path("editor").display()));
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        while !marker.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the editor was not started");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(drafts(name).len(), 1);
+        let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        assert!(child.wait().unwrap().success(), "{signal}: the editor decides");
+        assert!(drafts(name).is_empty(), "{signal}: a draft is left");
+        std::fs::remove_file(&marker).unwrap();
+    }
+    let memory = folder.ok(&["vmx", "get", name, "memsize", "--password-file", "password"]).stdout;
+    assert_eq!(memory, "6144\n");
+}
+
+#[test]
 fn plain_and_partly_encrypted_files_are_edited_as_they_lie() {
     let folder = Folder::new();
     folder.write("web01.vmx", PLAIN);
