@@ -5,13 +5,13 @@ use std::path::Path;
 
 use serde::Serialize;
 use vmseal::envelope_file::{self, EnvelopeFile, EnvelopeSeal};
-use vmseal::{AttributeValue, FileError, FileKey, LocalDir, StoragePath};
+use vmseal::{AttributeValue, FileError, FileKey, LocalDir, Storage, StoragePath};
 use zeroize::Zeroizing;
 
 use crate::args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
 use crate::lock::{is_dash, one_stdin};
 use crate::output::Output;
-use crate::progress::{Interruptible, catch_interrupts};
+use crate::progress::{Watched, catch_interrupts};
 use crate::status::{Failure, Status};
 use crate::vm_path::VmPath;
 
@@ -37,7 +37,7 @@ struct AttributeItem {
 }
 
 pub(crate) fn describe(args: &EnvelopeDescribeArgs, output: &mut Output) -> Result<(), Failure> {
-    let envelope = open(&args.file)?;
+    let envelope = open(&args.file, output)?;
     let header = envelope.header();
     let attributes = header.attributes().iter().map(|attribute| {
         let value = match &attribute.value {
@@ -97,7 +97,7 @@ pub(crate) fn create(args: &EnvelopeCreateArgs, output: &mut Output) -> Result<(
     let key = read_key(&args.key_file)?;
     let aad = args.aad.as_deref().unwrap_or_default().as_bytes();
     let seal = EnvelopeSeal { key: &key, key_id: &args.key_id, aad };
-    let (name, source) = source(&args.file)?;
+    let (name, source) = source(&args.file, output)?;
     if is_dash(&args.output) {
         refuse_terminal()?;
         let mut stdout = std::io::stdout().lock();
@@ -124,7 +124,7 @@ fn decrypt(
     force: bool,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let envelope = open(file)?;
+    let envelope = open(file, output)?;
     if is_dash(target) {
         refuse_terminal()?;
         let folder = LocalDir::open(std::env::temp_dir())?;
@@ -141,20 +141,23 @@ fn decrypt(
     Ok(())
 }
 
-fn open(file: &Path) -> Result<EnvelopeFile<Box<dyn Read>>, Failure> {
-    let (name, source) = source(file)?;
+fn open(file: &Path, output: &Output) -> Result<EnvelopeFile<Box<dyn Read>>, Failure> {
+    let (name, source) = source(file, output)?;
     Ok(EnvelopeFile::begin(&name, source)?)
 }
 
 /// A file or standard input, with its name for messages.
-fn source(file: &Path) -> Result<(String, Box<dyn Read>), Failure> {
+fn source(file: &Path, output: &Output) -> Result<(String, Box<dyn Read>), Failure> {
     catch_interrupts()?;
     if is_dash(file) {
-        return Ok(("standard input".to_owned(), Box::new(Interruptible(std::io::stdin()))));
+        let name = "standard input";
+        return Ok((name.to_owned(), Box::new(Watched::new(std::io::stdin(), name, None, output))));
     }
     let path = VmPath::of_file(file)?;
-    let reader = envelope_file::reader(&LocalDir::open(&path.folder)?, &StoragePath::new(&path.name)?)?;
-    Ok((file.display().to_string(), Box::new(Interruptible(reader))))
+    let (folder, name) = (LocalDir::open(&path.folder)?, StoragePath::new(&path.name)?);
+    let reader = envelope_file::reader(&folder, &name)?;
+    let len = folder.metadata(&name)?.map(|metadata| metadata.len);
+    Ok((file.display().to_string(), Box::new(Watched::new(reader, &path.name, len, output))))
 }
 
 /// A key of 32 bytes, as they are or as 64 hexadecimal digits.
