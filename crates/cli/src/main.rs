@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod difference;
+mod editor;
+mod envelope;
 mod home;
 mod inspect;
 mod keys;
+mod lock;
 mod operate;
 mod output;
 mod password;
@@ -17,12 +21,13 @@ mod tour;
 mod tour_check;
 mod tour_vm;
 mod vm_path;
+mod vmx;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, ProviderCommand};
+use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -38,6 +43,15 @@ fn main() -> ExitCode {
         Command::Recrypt(args) => operate::recrypt(&cli, args, &mut output),
         Command::Resume(args) => operate::resume(&cli, args, &mut output),
         Command::Verify(args) => operate::verify(&cli, args, &mut output),
+        Command::Unlock(args) => lock::unlock(args, &mut output),
+        Command::Lock(args) => lock::lock(args, &mut output),
+        Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
+        Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
+        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
+        Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
+        Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -47,6 +47,34 @@ pub(crate) fn ask(what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>, Failur
             format!("{what} is needed and there is no terminal to ask; give it with {option} FILE"),
         ));
     }
+    prompt(what)
+}
+
+/// A password from its file, or from the terminal.
+pub(crate) fn from_file_or_ask(file: Option<&Path>, what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    file.map_or_else(|| ask(what, option), from_file)
+}
+
+/// The same for a password that is new, for which a terminal is asked twice.
+pub(crate) fn new_from_file_or_ask(
+    file: Option<&Path>,
+    what: &str,
+    option: &str,
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    if let Some(file) = file {
+        return from_file(file);
+    }
+    let password = ask(what, option)?;
+    if password.is_empty() {
+        return Err(Failure::new(Status::Key, "the password is empty"));
+    }
+    if *prompt("The same again")? != *password {
+        return Err(Failure::new(Status::Key, "the two passwords differ; nothing was changed"));
+    }
+    Ok(password)
+}
+
+fn prompt(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let text = rpassword::prompt_password(format!("{what}: "))
         .map_err(|error| Failure::new(Status::Key, format!("{what} could not be read from the terminal: {error}")))?;
     Ok(Zeroizing::new(text.into_bytes()))

@@ -1,6 +1,7 @@
 //! Progress on a terminal, and the wish to stop.
 
 use core::ops::ControlFlow;
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,6 +16,32 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub(crate) fn catch_interrupts() -> Result<(), Failure> {
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
         .map_err(|error| Failure::new(Status::Failed, format!("interrupts cannot be caught: {error}")))
+}
+
+/// A source that tells how far it is, and ends with an error when an interrupt was caught, so that what was made of it so far is removed.
+pub(crate) struct Watched<R> {
+    source: R,
+    bar: Bar,
+}
+
+impl<R> Watched<R> {
+    /// `len_bytes` is what the source will give, where that is known.
+    pub(crate) fn new(source: R, name: &str, len_bytes: Option<u64>, output: &Output) -> Self {
+        let bar = Bar::new(output);
+        if let Some(len) = len_bytes {
+            bar.bar.set_length(len);
+        }
+        bar.bar.set_message(printable(name));
+        Self { source, bar }
+    }
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        self.bar.bar.inc(count as u64);
+        if STOP.load(Ordering::Relaxed) { Err(std::io::Error::other("stopped on request")) } else { Ok(count) }
+    }
 }
 
 /// A bar with bytes, rate and time left on a terminal; nothing otherwise.

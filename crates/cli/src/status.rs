@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
-use vmseal::{Error, ErrorKind, KeySourceError, ProviderError, StorageError};
+use vmseal::{Error, ErrorKind, FileError, KeySourceError, ProviderError, StorageError};
 
 /// Exit statuses; 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,19 @@ pub(crate) enum Status {
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
         Self::from(status as u8)
+    }
+}
+
+impl From<ErrorKind> for Status {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Damaged => Self::Damaged,
+            ErrorKind::Key => Self::Key,
+            ErrorKind::NotPermitted => Self::NotPermitted,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::Resumable => Self::Resumable,
+            _ => Self::Failed,
+        }
     }
 }
 
@@ -47,6 +60,14 @@ impl Failure {
         Self { is_reported: true, ..Self::new(status, message) }
     }
 
+    /// A failure with the first cause below it that says something else.
+    fn with_source(status: Status, error: &(dyn StdError + 'static)) -> Self {
+        let message = error.to_string();
+        // A transparent error prints as its source, and one with a path ends with it: the chain goes on below.
+        let source = error.source().map(ToString::to_string).filter(|source| !message.ends_with(source.as_str()));
+        Self { source: source.map(Into::into), ..Self::new(status, message) }
+    }
+
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(Status::Usage, message)
     }
@@ -66,22 +87,20 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let status = match error.kind() {
-            ErrorKind::Damaged => Status::Damaged,
-            ErrorKind::Key => Status::Key,
-            ErrorKind::NotPermitted => Status::NotPermitted,
-            ErrorKind::Refused => Status::Refused,
-            ErrorKind::Resumable => Status::Resumable,
-            _ => Status::Failed,
-        };
         let reasons = match &error {
             Error::Refused(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
             _ => Vec::new(),
         };
-        let message = error.to_string();
-        // A transparent error prints as its source: the chain goes on below it.
-        let source = error.source().map(|source| source.to_string()).filter(|source| *source != message);
-        Self { status, message, reasons, source: source.map(Into::into), is_reported: false }
+        Self { reasons, ..Self::with_source(error.kind().into(), &error) }
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Vm(error) => error.into(),
+            error => Self::with_source(error.kind().into(), &error),
+        }
     }
 }
 

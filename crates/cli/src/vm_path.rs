@@ -17,6 +17,11 @@ impl VmPath {
             let what = "this is a folder; name the VM's .vmx file in it";
             return Err(Failure::usage(format!("{}: {what}", path.display())));
         }
+        Self::of_file(path)
+    }
+
+    /// The same for a file of any kind.
+    pub(crate) fn of_file(path: &Path) -> Result<Self, Failure> {
         let name = path.file_name().ok_or_else(|| Failure::usage(format!("{}: this is no file", path.display())))?;
         let name = name.to_str().ok_or_else(|| {
             Failure::new(Status::Usage, format!("{}: the name is not UTF-8; rename the file", path.display()))

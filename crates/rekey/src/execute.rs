@@ -159,8 +159,11 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
     Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new() })
 }
 
-/// Keeps other operations on the VM away, in this process and others.
-pub(crate) fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
+/// Keeps other operations on the VM away, in this process and others, until the lock is dropped.
+///
+/// # Errors
+/// [`vmseal_storage::Error::Locked`] where one is at work.
+pub fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
     let lock = storage.lock(&lock_path(vmx), LockMode::Exclusive)?;
     storage.clean_up(&Record::path(vmx))?;
     Ok(lock)

@@ -35,9 +35,10 @@ mod verify;
 mod vmx;
 
 pub use error::{Error, ErrorKind};
-pub use execute::{Ending, Outcome, execute, resume, rollback};
+pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
+pub use power::running;
 pub use progress::{Progress, Unwatched, Watch};
 pub use publish::Changes;
 pub use refusal::{Reason, Refusal};

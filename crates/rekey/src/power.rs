@@ -8,23 +8,21 @@ use crate::vmx::{Entries, stem};
 
 pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &Entries) -> Result<PowerState, Error> {
     let on = |path: StoragePath| PowerState::On { evidence: path.to_string() };
-    // Workstation, Fusion and ESXi lock the VMX; a disk in use has its lock too.
-    let disks = entries.disks()?.into_iter().map(|(_, path)| path);
-    for path in core::iter::once(vmx.clone()).chain(disks) {
+    if let Some(path) = running(storage, vmx)? {
+        return Ok(on(path));
+    }
+    // A disk in use has its lock too.
+    for (_, path) in entries.disks()? {
         let lock = path.with_suffix(".lck");
         if storage.metadata(&lock)?.is_some() {
             return Ok(on(lock));
         }
     }
-    // ESXi keeps the swap file of a running VM beside it, and removes it when the VM is powered off.
     if let Some(name) = entries.value("sched.swap.derivedname").filter(|name| !name.is_empty()) {
         let swap = entries.beside(name.rsplit('/').next().unwrap_or(name))?;
         if storage.metadata(&swap)?.is_some() {
             return Ok(on(swap));
         }
-    }
-    if let Some(swap) = own_files(storage, vmx, &["vswp"])?.pop() {
-        return Ok(on(swap));
     }
     if let Some(state) = entries.value("checkpoint.vmstate").filter(|name| !name.is_empty()) {
         return Ok(PowerState::Suspended { evidence: state.to_owned() });
@@ -33,6 +31,20 @@ pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &En
         return Ok(PowerState::Suspended { evidence: state.to_string() });
     }
     Ok(PowerState::Off)
+}
+
+/// What shows beside a VMX alone, whatever it says, that the VM runs.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn running(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<StoragePath>, Error> {
+    // Workstation, Fusion and ESXi lock the VMX.
+    let lock = vmx.with_suffix(".lck");
+    if storage.metadata(&lock)?.is_some() {
+        return Ok(Some(lock));
+    }
+    // ESXi keeps the swap file of a running VM beside it, and removes it when the VM is powered off.
+    Ok(own_files(storage, vmx, &["vswp"])?.pop())
 }
 
 /// Files with the guest's memory or the state of its devices that lie beside a VM: what a snapshot or a suspended VM left.

@@ -49,13 +49,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod envelope_file;
+mod file_error;
+mod output_file;
 mod report;
 mod vm;
+mod vmx_file;
 
+pub use file_error::FileError;
+pub use output_file::write_new;
 pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
-pub use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName};
+pub use vmseal_formats::Error as FormatError;
+pub use vmseal_formats::envelope::AttributeValue;
+pub use vmseal_keys::key_safe_pair::PairCipher;
+pub use vmseal_keys::{FileKey, Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
     Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Pending, Plan, Progress, Reason,
@@ -64,3 +73,4 @@ pub use vmseal_rekey::{
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
 pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};
+pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};

@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use crate::testing::{DISKS, TestVm, snapshot};
 
 /// A file system of its own, which ends with the value. The tests run as root, as the project's `./test` does.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let status = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={len}"), "tmpfs"])
@@ -22,7 +22,7 @@ impl SmallDisk {
         Self { folder }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 

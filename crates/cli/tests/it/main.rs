@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails, or tells its figures")]
 
 mod committed;
+mod envelope;
 mod faults;
 mod kill;
 mod life;
@@ -10,3 +11,5 @@ mod peers;
 mod refusals;
 mod secrets;
 mod testing;
+mod vmx_lock;
+mod vmx_settings;

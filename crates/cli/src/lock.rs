@@ -1,0 +1,121 @@
+//! `vmseal unlock` and `vmseal lock`.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+
+use vmseal::{LocalDir, PairCipher, Storage, StoragePath, VmxFile, VmxInPlace, write_new};
+use zeroize::Zeroizing;
+
+use crate::args::{LockArgs, OutArgs, UnlockArgs, VmxCipher};
+use crate::output::Output;
+use crate::password;
+use crate::status::{Failure, Status};
+use crate::vm_path::VmPath;
+
+/// The option that names a password's file.
+pub(crate) const PASSWORD_FILE: &str = "--password-file";
+
+pub(crate) fn unlock(args: &UnlockArgs, output: &mut Output) -> Result<(), Failure> {
+    one_stdin(&[Some(&args.vmx), args.password_file.as_deref()])?;
+    change(&args.vmx, &args.out, output, |vmx| {
+        let password = password::from_file_or_ask(args.password_file.as_deref(), "Password of the VM", PASSWORD_FILE)?;
+        Ok(vmx.unlock(&password)?)
+    })?;
+    output.note("The VMX is in the clear. Its NVRAM, snapshots and memory are as they were.");
+    Ok(())
+}
+
+pub(crate) fn lock(args: &LockArgs, output: &mut Output) -> Result<(), Failure> {
+    one_stdin(&[Some(&args.vmx), args.password_file.as_deref(), args.new_password_file.as_deref()])?;
+    let file = args.password_file.as_deref();
+    change(&args.vmx, &args.out, output, |vmx| {
+        if args.change_password {
+            let old = password::from_file_or_ask(file, "Password of the VM", PASSWORD_FILE)?;
+            let new = args.new_password_file.as_deref();
+            let new = password::new_from_file_or_ask(new, "New password", "--new-password-file")?;
+            return Ok(vmx.change_password(&old, &new)?);
+        }
+        let cipher = match args.cipher {
+            VmxCipher::Aes256 => PairCipher::Aes256,
+            VmxCipher::XtsAes256 => PairCipher::XtsAes256,
+        };
+        let password = password::new_from_file_or_ask(file, "New password of the VM", PASSWORD_FILE)?;
+        Ok(vmx.lock(&password, cipher)?)
+    })?;
+    output.note(match args.change_password {
+        true => "The password is changed. Copies of the old VMX still open with the old one.",
+        false => "The VMX is locked. Whoever loses its password loses the VM's settings.",
+    });
+    Ok(())
+}
+
+/// Standard input gives one thing.
+pub(crate) fn one_stdin(files: &[Option<&Path>]) -> Result<(), Failure> {
+    if files.iter().flatten().filter(|file| is_dash(file)).count() > 1 {
+        return Err(Failure::usage("standard input can give one thing only; put the others into files"));
+    }
+    Ok(())
+}
+
+pub(crate) fn is_dash(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Makes new content of a VMX, in its place or elsewhere.
+fn change(
+    vmx: &Path,
+    out: &OutArgs,
+    output: &mut Output,
+    make: impl FnOnce(&VmxFile) -> Result<Zeroizing<Vec<u8>>, Failure>,
+) -> Result<(), Failure> {
+    let target = match &out.output {
+        Some(target) => target.as_path(),
+        None if is_dash(vmx) => Path::new("-"),
+        None => {
+            let path = VmPath::new(vmx)?;
+            let storage = LocalDir::open(&path.folder)?;
+            let change = VmxInPlace::begin(&storage, &StoragePath::new(&path.name)?)?;
+            let content = make(&change.file()?)?;
+            change.replace(&content)?;
+            return Ok(());
+        }
+    };
+    let file = read(vmx)?;
+    if is_dash(target) {
+        return write_stdout(&make(&file)?);
+    }
+    let path = VmPath::of_file(target)?;
+    let storage = LocalDir::open(&path.folder)?;
+    let name = StoragePath::new(&path.name)?;
+    if out.force && storage.metadata(&name)?.is_some() {
+        // It may be the VMX of a VM that is in use.
+        let change = VmxInPlace::begin(&storage, &name)?;
+        change.replace(&make(&file)?)?;
+    } else {
+        write_new(&storage, &name, &make(&file)?, false)?;
+    }
+    output.note(&format!("{} is written.", target.display()));
+    Ok(())
+}
+
+/// Reads a VMX, from standard input too.
+pub(crate) fn read(vmx: &Path) -> Result<VmxFile, Failure> {
+    if is_dash(vmx) {
+        let mut bytes = Zeroizing::new(Vec::new());
+        // One byte more than a VMX may have makes it too long.
+        std::io::stdin().lock().take((4 << 20) + 1).read_to_end(&mut bytes)?;
+        return Ok(VmxFile::parse("standard input", &bytes)?);
+    }
+    let path = VmPath::new(vmx)?;
+    let storage = LocalDir::open(&path.folder)?;
+    Ok(VmxFile::read(&storage, &StoragePath::new(&path.name)?)?)
+}
+
+fn write_stdout(content: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    if stdout.is_terminal() && content.contains(&0) {
+        return Err(Failure::new(Status::Usage, "this is no text for a terminal; name a file with -o"));
+    }
+    stdout.write_all(content)?;
+    Ok(stdout.flush()?)
+}
