@@ -3,20 +3,15 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use vmseal::LocalDir;
+use vmseal::{LocalDir, Memory, Storage};
 
 use crate::args::Cli;
 use crate::output::Output;
 use crate::status::Failure;
 
-/// Opens the state folder: `--home`, else `VMSEAL_HOME`, else the platform's data directory.
+/// Opens the state folder, and makes it where it is not there.
 pub(crate) fn open(cli: &Cli, output: &mut Output) -> Result<LocalDir, Failure> {
-    let path = match &cli.home {
-        Some(path) => path.clone(),
-        None => default_path().ok_or_else(|| {
-            Failure::usage("there is no home directory for the state folder; name one with --home DIR or VMSEAL_HOME")
-        })?,
-    };
+    let path = path(cli)?;
     let home = LocalDir::create_private(&path)?;
     // Whoever can read a primary key has every VM under it.
     for folder in [path.clone(), path.join("providers")] {
@@ -27,6 +22,25 @@ pub(crate) fn open(cli: &Cli, output: &mut Output) -> Result<LocalDir, Failure> 
         }
     }
     Ok(home)
+}
+
+/// The state folder, or an empty one in memory where it is not there: a recovery password opens a VM without any.
+pub(crate) fn open_existing(cli: &Cli, output: &mut Output) -> Result<Box<dyn Storage>, Failure> {
+    let path = path(cli)?;
+    if path.exists() {
+        return Ok(Box::new(open(cli, output)?));
+    }
+    if cli.home.is_some() {
+        output.warning(&format!("{}: there is no such state folder; `provider create` makes it", path.display()));
+    }
+    Ok(Box::new(Memory::new()))
+}
+
+/// `--home`, else `VMSEAL_HOME`, else the platform's data directory.
+fn path(cli: &Cli) -> Result<PathBuf, Failure> {
+    cli.home.clone().or_else(default_path).ok_or_else(|| {
+        Failure::usage("there is no home directory for the state folder; name one with --home DIR or VMSEAL_HOME")
+    })
 }
 
 /// `$XDG_DATA_HOME/vmseal`, else `~/.local/share/vmseal` (XDG Base Directory Specification, 0.8).

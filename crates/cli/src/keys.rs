@@ -41,6 +41,8 @@ pub(crate) fn open<'h>(
         if protected {
             let password = match &from_file {
                 Some(password) => password.clone(),
+                // The recovery password is for those who have lost this one; only a new key cannot be had without it.
+                None if args.recovery_password_file.is_some() && provider != Some(&name) => continue,
                 None => password::ask(&format!("Password of key provider {name}"), "--provider-password-file")?,
             };
             keys.set_password(&name, password);

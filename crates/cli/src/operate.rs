@@ -35,7 +35,11 @@ pub(crate) fn encrypt(cli: &Cli, args: &EncryptArgs, output: &mut Output) -> Res
         "all" => Disks::All,
         "none" => Disks::None,
         names => {
-            Disks::Only(names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+            let names: Vec<String> = names.split(',').map(|name| name.trim().to_owned()).collect();
+            if names.iter().any(String::is_empty) {
+                return Err(Failure::usage("--disks has an empty name; say `all`, `none`, or the names of disks"));
+            }
+            Disks::Only(names)
         }
     };
     let unit = match args.data_unit {
@@ -74,9 +78,9 @@ pub(crate) fn resume(cli: &Cli, args: &ResumeArgs, output: &mut Output) -> Resul
     if args.rollback {
         return report(&vm.rollback()?, output);
     }
-    let home = home::open(cli, output)?;
+    let home = home::open_existing(cli, output)?;
     let ids = vm.pending()?.map(|pending| pending.key_ids).unwrap_or_default();
-    let mut keys = keys::open(&home, &args.keys, &ids, None)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &ids, None)?;
     catch_interrupts()?;
     let outcome = if args.discard_changes {
         vm.resume_discarding_changes(&mut keys, Bar::new(output))?
@@ -90,8 +94,8 @@ pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Resul
     let path = VmPath::new(&args.vmx)?;
     let storage = LocalDir::open(&path.folder)?;
     let vm = Vm::open(&storage, &path.name)?;
-    let home = home::open(cli, output)?;
-    let mut keys = keys::open(&home, &args.keys, &keys::ids(&vm.inventory()?), None)?;
+    let home = home::open_existing(cli, output)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), None)?;
     let Verified { encrypted_disks, plain_disks, sealed_files, .. } = vm.verify(&mut keys)?;
     let mut text = String::new();
     for (files, state) in [
@@ -103,7 +107,13 @@ pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Resul
             text.push_str(&format!("{file}: {state}\n"));
         }
     }
-    text.push_str("Verified: every key unwraps, every disk is whole, nothing is pending.");
+    text.push_str(if encrypted_disks.is_empty() && sealed_files.is_empty() {
+        "Nothing is encrypted. Every disk is whole, nothing is pending."
+    } else if plain_disks.is_empty() {
+        "Verified: every key unwraps, every disk is whole, nothing is pending."
+    } else {
+        "Verified: every key unwraps, every disk is whole, nothing is pending. Disks in the clear are named above."
+    });
     output.result(&VerifyReport { encrypted_disks, plain_disks, sealed_files }, &text)
 }
 
@@ -124,11 +134,17 @@ fn run(
         let report = PlanReport::new(&plan);
         return output.result(&report, &report.to_string());
     }
-    let home = home::open(cli, output)?;
-    let mut keys = keys::open(&home, &args.keys, &keys::ids(&vm.inventory()?), provider)?;
+    let home = home::open_existing(cli, output)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), provider)?;
     catch_interrupts()?;
     let outcome = vm.execute(plan, &mut keys, Bar::new(output))?;
-    report(&outcome, output)
+    report(&outcome, output)?;
+    if outcome.operation == Operation::Encrypt {
+        for disk in vm.inspect()?.disks.iter().filter(|disk| disk.state.encryption == "none") {
+            output.note(&format!("Still in the clear: {}", disk.path));
+        }
+    }
+    Ok(())
 }
 
 fn provider_name(text: &str) -> Result<ProviderName, Failure> {
@@ -153,13 +169,16 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
     lines.extend(outcome.files.iter().map(|file| format!("  {file} was replaced")));
     let report = OutcomeReport { operation: outcome.operation.to_string(), ending, files: outcome.files.clone() };
     output.result(&report, &lines.join("\n"))?;
+    for disk in &outcome.detached {
+        output.note(&format!("{disk} is not attached: its key is still wrapped under the KEK that it had. Keep that KEK, or attach the disk and recrypt again."));
+    }
     if outcome.ending != Ending::RolledBack {
         match outcome.operation {
             Operation::ShallowRecrypt => output.note(
                 "Older copies of the descriptors and the VMX, in backups for example, still open with the old KEK, and with them the data; only a deep recrypt changes the data's keys.",
             ),
             Operation::Encrypt => output.note(
-                "The plain files are gone from the folder; the storage below may hold their bytes until it writes over them.",
+                "What is encrypted is gone from the folder in the clear; the storage below may hold its bytes until it writes over them.",
             ),
             Operation::Decrypt => output.note("The VM is in the clear."),
             Operation::DeepRecrypt => {}

@@ -44,8 +44,8 @@ pub(crate) fn create(cli: &Cli, create: &CreateProvider, output: &mut Output) ->
 }
 
 pub(crate) fn list(cli: &Cli, output: &mut Output) -> Result<(), Failure> {
-    let home = home::open(cli, output)?;
-    let keys = LocalProviders::open(&home)?;
+    let home = home::open_existing(cli, output)?;
+    let keys = LocalProviders::open(home.as_ref())?;
     let mut providers = Vec::new();
     let mut failed = None;
     for name in keys.names()? {

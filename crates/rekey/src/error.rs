@@ -153,7 +153,7 @@ pub enum Error {
         vmx: String,
     },
     /// An operation was interrupted and has to end first.
-    #[error("an interrupted {operation} of {vmx} has to end first; complete it with `resume`{}", if *committed { "" } else { ", or undo it with `resume --rollback`" })]
+    #[error("{}", pending_text(vmx, *operation, *committed, *running))]
     Pending {
         /// The VM.
         vmx: String,
@@ -161,6 +161,8 @@ pub enum Error {
         operation: Operation,
         /// Whether it can only be completed.
         committed: bool,
+        /// Whether somebody is at work on it right now.
+        running: bool,
     },
     /// The system's generator of random bytes failed.
     #[error("the operating system gave no random bytes; no key was made")]
@@ -185,7 +187,7 @@ pub enum Error {
     },
     /// The VM has a recovery password, which a deep recrypt has to know to keep it.
     #[error(
-        "the VM has a recovery password, which new keys need again; give it with `--recovery-password-file`, or drop it with `--drop-recovery`"
+        "the VM has a recovery password, which new keys need again; give it with `--recovery-password-file` (a deep recrypt can drop it, with `--drop-recovery`)"
     )]
     RecoveryPhraseNeeded,
     /// A recovery password for a part of a VM that has none.
@@ -242,7 +244,7 @@ pub enum Error {
         path: String,
     },
     /// No key that is at hand opens it.
-    #[error("{path} is not opened by {}; {}", ids_text(key_ids), if *any_key_at_hand { "the key is wrong, or the file is damaged" } else { "that key is not at hand: use the state folder (`--home`) of the provider that has it" })]
+    #[error("{path} is not opened by {}{}; {}", ids_text(key_ids), if *recovery { " nor by a recovery password that was given" } else { "" }, if *any_key_at_hand { "the key is wrong, or the file is damaged" } else { "that key is not at hand: use the state folder (`--home`) of the provider that has it" })]
     WrongKey {
         /// The file with the wrapped key.
         path: String,
@@ -250,6 +252,8 @@ pub enum Error {
         key_ids: Vec<KeyId>,
         /// Whether one of them was tried.
         any_key_at_hand: bool,
+        /// Whether a recovery password opens it too.
+        recovery: bool,
     },
 }
 
@@ -324,6 +328,14 @@ fn kind_of_storage(error: &vmseal_storage::Error) -> ErrorKind {
     }
 }
 
+fn pending_text(vmx: &str, operation: Operation, committed: bool, running: bool) -> String {
+    if running {
+        return format!("another {operation} of {vmx} is under way; wait until it has ended");
+    }
+    let undo = if committed { "" } else { ", or undo it with `resume --rollback`" };
+    format!("an interrupted {operation} of {vmx} has to end first; complete it with `resume`{undo}")
+}
+
 fn ids_text(key_ids: &[KeyId]) -> String {
     match key_ids {
         [] => "a key".to_owned(),
@@ -340,9 +352,11 @@ mod tests {
 
     #[test]
     fn messages_say_what_and_what_to_do() {
-        let error = Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: false };
+        let error =
+            Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: false, running: false };
         assert!(error.to_string().ends_with("or undo it with `resume --rollback`"));
-        let error = Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: true };
+        let error =
+            Error::Pending { vmx: "a.vmx".into(), operation: Operation::Decrypt, committed: true, running: false };
         assert!(error.to_string().ends_with("complete it with `resume`"));
     }
 }

@@ -45,6 +45,8 @@ pub struct Outcome {
     pub ending: Ending,
     /// The files that were replaced, relative to the storage root.
     pub files: Vec<String>,
+    /// Encrypted disks that the VM's bundle names and that are not attached: their DEKs are wrapped under the KEK that they had.
+    pub detached: Vec<String>,
 }
 
 /// How an operation ended.
@@ -88,7 +90,7 @@ pub fn execute(
         .write(storage, &material.record_key(record.operation, Phase::Prepare))
         .and_then(|()| prepare_and_commit(storage, &vmx, &mut record, &material, &jobs, watch));
     match result {
-        Ok(()) => finish(storage, &vmx, &record, Ending::Done),
+        Ok(()) => finish(storage, &vmx, &record, &material, Ending::Done),
         Err(Error::Stopped) => Err(Error::Stopped),
         Err(error) => Err(undo_after(storage, &vmx, &record, error)),
     }
@@ -121,7 +123,12 @@ pub fn resume(
         }
         let files = publish::complete(storage, &record, &material, keys, changes)?;
         Record::remove(storage, vmx)?;
-        return Ok(Outcome { operation: record.operation, ending: Ending::Completed, files });
+        return Ok(Outcome {
+            operation: record.operation,
+            ending: Ending::Completed,
+            files,
+            detached: detached(&record, &material),
+        });
     }
     check_still_allowed(storage, vmx, &record)?;
     let jobs = stage::jobs(storage, &record)?;
@@ -129,7 +136,7 @@ pub fn resume(
     stage::forget_changed(storage, &mut record)?;
     record.patches = stage::patches(storage, &record)?;
     prepare_and_commit(storage, vmx, &mut record, &material, &jobs, watch)?;
-    finish(storage, vmx, &record, Ending::Resumed)
+    finish(storage, vmx, &record, &material, Ending::Resumed)
 }
 
 /// Undoes the operation on `vmx` that was interrupted before its commit point. Needs no key: what it removes are unfinished successors
@@ -156,7 +163,7 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
         }
     }
     undo(storage, vmx, record)?;
-    Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new() })
+    Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new(), detached: Vec::new() })
 }
 
 /// Keeps other operations on the VM away, in this process and others, until the lock is dropped.
@@ -227,11 +234,26 @@ fn prepare_and_commit(
 }
 
 /// Steps 5 and 6.
-fn finish(storage: &dyn Storage, vmx: &StoragePath, record: &Record, ending: Ending) -> Result<Outcome, Error> {
+fn finish(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    record: &Record,
+    material: &Material,
+    ending: Ending,
+) -> Result<Outcome, Error> {
     let files = publish::publish(storage, record)
         .and_then(|files| Record::remove(storage, vmx).map(|()| files))
         .map_err(|source| Error::Incomplete { operation: record.operation, source: Box::new(source) })?;
-    Ok(Outcome { operation: record.operation, ending, files })
+    Ok(Outcome { operation: record.operation, ending, files, detached: detached(record, material) })
+}
+
+fn detached(record: &Record, material: &Material) -> Vec<String> {
+    if record.operation == Operation::Encrypt {
+        return Vec::new();
+    }
+    let converted = |name: &str| record.disks.iter().any(|disk| disk.descriptor == name);
+    let names = material.new.iter().flat_map(|secrets| secrets.disk_names());
+    names.filter(|name| !converted(name)).map(str::to_owned).collect()
 }
 
 /// Undoes a failed operation, unless its commit point was passed.
@@ -264,6 +286,7 @@ fn undo(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(),
 fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -> Result<(), Error> {
     let reason = match power_state(storage, vmx, &Entries::read_vmx(storage, vmx)?)? {
         PowerState::Off => return Ok(()),
+        PowerState::InUse { file } => Reason::InUse { file },
         PowerState::On { evidence } => Reason::PoweredOn { evidence },
         PowerState::Suspended { evidence } => Reason::Suspended { evidence },
     };

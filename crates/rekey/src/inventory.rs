@@ -36,6 +36,11 @@ pub enum PowerState {
         /// The lock or swap file found.
         evidence: String,
     },
+    /// A program has one of its disks open: QEMU locks what it uses.
+    InUse {
+        /// The disk or extent.
+        file: String,
+    },
     /// It is suspended: the file that holds its state.
     Suspended {
         /// The suspend-state file.

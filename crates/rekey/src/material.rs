@@ -95,7 +95,12 @@ pub(crate) fn open_dek(encryption: &Encryption, path: &str, keys: &mut dyn KeySo
 
 /// Says which file a key did not open.
 fn key_error(error: vmseal_formats::Error, path: &str, list: &KeyList) -> Error {
-    let wrong = |any_key_at_hand| Error::WrongKey { path: path.to_owned(), key_ids: list.key_ids(), any_key_at_hand };
+    let wrong = |any_key_at_hand| Error::WrongKey {
+        path: path.to_owned(),
+        key_ids: list.key_ids(),
+        any_key_at_hand,
+        recovery: list.has_phrase(),
+    };
     match error {
         vmseal_formats::Error::KeySource(source) => Error::KeySource(source),
         vmseal_formats::Error::WrongKey { .. } => wrong(true),

@@ -382,12 +382,13 @@ fn state_reasons(inventory: &Inventory, operation: Operation, chosen: &[&VmDisk]
     let mut reasons = Vec::new();
     match &inventory.power {
         PowerState::Off => {}
-        PowerState::On { evidence } if shallow => {
+        PowerState::On { evidence } | PowerState::InUse { file: evidence } if shallow => {
             if let Some(disk) = chosen.iter().find(|disk| disk.is_ide()) {
                 reasons.push(Reason::IdeWhilePoweredOn { evidence: evidence.clone(), disk: disk.path.clone() });
             }
         }
         PowerState::On { evidence } => reasons.push(Reason::PoweredOn { evidence: evidence.clone() }),
+        PowerState::InUse { file } => reasons.push(Reason::InUse { file: file.clone() }),
         PowerState::Suspended { .. } if shallow => {}
         PowerState::Suspended { evidence } => reasons.push(Reason::Suspended { evidence: evidence.clone() }),
     }

@@ -1,5 +1,6 @@
 //! Whether a VM runs, by what hypervisors leave beside its files.
 
+use vmseal_disk::DiskLayout;
 use vmseal_storage::{Storage, StoragePath};
 
 use crate::error::Error;
@@ -22,6 +23,14 @@ pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &En
         let swap = entries.beside(name.rsplit('/').next().unwrap_or(name))?;
         if storage.metadata(&swap)?.is_some() {
             return Ok(on(swap));
+        }
+    }
+    for (_, path) in entries.disks()? {
+        let extents = DiskLayout::open(storage, &path).map(|layout| layout.files()).unwrap_or_default();
+        for path in core::iter::once(path).chain(extents) {
+            if storage.in_use(&path)? {
+                return Ok(PowerState::InUse { file: path.to_string() });
+            }
         }
     }
     if let Some(state) = entries.value("checkpoint.vmstate").filter(|name| !name.is_empty()) {

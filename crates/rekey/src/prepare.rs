@@ -248,3 +248,17 @@ fn check_phrase(plan: &Plan, old_bundle: Option<&str>, is_given: bool, keys: &mu
         _ => Ok(()),
     }
 }
+
+/// Whether a recovery password that was given opens the VM's bundle, where the VM has one.
+pub(crate) fn check_given_phrase(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+) -> Result<(), Error> {
+    let Some(mut list) = Entries::read_vmx(storage, vmx)?.key_list()? else { return Ok(()) };
+    list.retain(|pair| matches!(pair.locker, Locator::Phrase { .. }));
+    match keys.phrase().is_some() && (!list.has_phrase() || list.open_with(keys).is_err()) {
+        true => Err(Error::RecoveryPhraseWrong),
+        false => Ok(()),
+    }
+}

@@ -72,6 +72,11 @@ pub enum Reason {
         /// The disk.
         disk: String,
     },
+    /// A program has one of the VM's disks open.
+    InUse {
+        /// The disk or extent.
+        file: String,
+    },
     /// The VM's disks depend on a disk of another VM.
     LinkedClone {
         /// The parent disk.
@@ -167,6 +172,12 @@ impl fmt::Display for Reason {
             ),
             Self::IdeWhilePoweredOn { evidence, disk } => {
                 write!(f, "the VM is powered on ({evidence}) and {disk} is on an IDE controller; power it off first")
+            }
+            Self::InUse { file } => {
+                write!(
+                    f,
+                    "the VM is powered on ({file} is open in QEMU); power it off, or end the program that has it open, first"
+                )
             }
             Self::LinkedClone { parent } => {
                 write!(f, "the VM is a linked clone of {parent}; make it a full clone first")

@@ -93,7 +93,12 @@ impl VmSecrets {
 
     /// The names of all disks and files whose keys depend on these secrets.
     pub(crate) fn member_names(&self) -> impl Iterator<Item = &str> {
-        self.disks.iter().map(|(name, _)| name.as_str()).chain(self.files.iter().map(|(name, _)| name.as_str()))
+        self.disk_names().chain(self.files.iter().map(|(name, _)| name.as_str()))
+    }
+
+    /// The names of the encrypted disks.
+    pub(crate) fn disk_names(&self) -> impl Iterator<Item = &str> {
+        self.disks.iter().map(|(name, _)| name.as_str())
     }
 
     /// The ID that the encrypted disk of this name had when it was encrypted.

@@ -8,11 +8,12 @@ use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::execute::lock_shared;
+use crate::inventory::Pending;
 use crate::material::{open_bundle, open_dek};
 use crate::prepare::check_members;
-use crate::record::{Phase, Record};
 use crate::secrets::VmSecrets;
 use crate::stage::file_context;
+use crate::survey::pending;
 use crate::vmx::Entries;
 
 /// A VM whose secrets are open.
@@ -55,11 +56,9 @@ pub fn open_plain_disk<'s>(
     })
 }
 
-fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
-    let Some(record) = Record::read(storage, vmx)? else { return Ok(()) };
-    let claims = record.claims();
-    let committed = claims.phase == Phase::Publish;
-    Err(Error::Pending { vmx: vmx.to_string(), operation: claims.operation, committed })
+pub(crate) fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
+    let Some(Pending { operation, committed, running, .. }) = pending(storage, vmx)? else { return Ok(()) };
+    Err(Error::Pending { vmx: vmx.to_string(), operation, committed, running })
 }
 
 impl Unlocked {

@@ -5,8 +5,9 @@ use vmseal_storage::{Access, Storage, StoragePath};
 
 use crate::error::Error;
 use crate::inventory::{Encryption, Inventory};
+use crate::prepare::check_given_phrase;
 use crate::survey::survey;
-use crate::unlock::unlock;
+use crate::unlock::{check_nothing_pending, unlock};
 
 /// What was verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,20 +26,16 @@ pub struct Verified {
 /// # Errors
 /// The first thing that is not right.
 pub fn verify(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Verified, Error> {
+    check_nothing_pending(storage, vmx)?;
     let inventory = survey(storage, vmx)?;
-    if let Some(pending) = &inventory.pending {
-        return Err(Error::Pending {
-            vmx: vmx.to_string(),
-            operation: pending.operation,
-            committed: pending.committed,
-        });
-    }
     let mut verified = Verified::default();
     let unlocked = match &inventory.encryption {
         Encryption::None => return verify_plain(&inventory, verified),
         Encryption::Foreign { what } => return Err(Error::Vm { path: vmx.to_string(), what: what.clone() }),
         Encryption::Vmseal { .. } => unlock(storage, vmx, keys)?,
     };
+    // Whoever gives a recovery password wants to know whether it is the right one.
+    check_given_phrase(storage, vmx, keys)?;
     for disk in &inventory.disks {
         let path = StoragePath::new(&disk.path)?;
         match &disk.encryption {

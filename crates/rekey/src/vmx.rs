@@ -6,6 +6,7 @@ use vmseal_formats::{Dictionary, KeyList};
 use vmseal_storage::{Storage, StoragePath};
 
 use crate::error::Error;
+use crate::survey::read_start;
 
 /// A VMX or VMSD is a few KiB; none is longer than this.
 const DICTIONARY_LEN_MAX: u64 = 4 << 20;
@@ -39,8 +40,13 @@ impl Entries {
 
     /// Reads a VMX: a file without any entry is none, and names that decide about files must not be given twice.
     pub(crate) fn read_vmx(storage: &dyn Storage, vmx: &StoragePath) -> Result<Self, Error> {
-        let entries = Self::read(storage, vmx)?;
         let refuse = |what: String| Err(Error::Vm { path: vmx.to_string(), what });
+        let start = read_start(storage, vmx)?;
+        let is_descriptor = start.trim_ascii_start().to_ascii_lowercase().starts_with(b"# disk descriptorfile");
+        if start.starts_with(&vmseal_formats::sparse_header::MAGIC) || is_descriptor {
+            return refuse("this is a disk, and no VM; name the VM's .vmx file".to_owned());
+        }
+        let entries = Self::read(storage, vmx)?;
         if entries.values.is_empty() {
             return refuse(
                 "this is no VMX: it has no line of the form name = \"value\"; name the VM's .vmx file".to_owned(),

@@ -64,6 +64,12 @@ pub enum Error {
         /// What was tried.
         operation: &'static str,
     },
+    /// The storage can only be read.
+    #[error("{path}: the storage is read-only; make it writable and try again")]
+    ReadOnly {
+        /// The path.
+        path: String,
+    },
     /// The storage is full.
     #[error("{path}: the storage is full; make room and try again")]
     StorageFull {
@@ -93,7 +99,9 @@ pub enum Error {
 }
 
 fn holder_text(holder: &Option<u32>) -> String {
-    holder.map_or_else(String::new, |pid| format!(" (process {pid})"))
+    holder.map_or_else(String::new, |pid| {
+        if pid == std::process::id() { " (this process itself)".to_owned() } else { format!(" (process {pid})") }
+    })
 }
 
 impl Error {
@@ -103,9 +111,8 @@ impl Error {
         match source.kind() {
             std::io::ErrorKind::AlreadyExists => Self::AlreadyExists { path },
             std::io::ErrorKind::NotFound => Self::NotFound { path },
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-                Self::PermissionDenied { path, operation }
-            }
+            std::io::ErrorKind::PermissionDenied => Self::PermissionDenied { path, operation },
+            std::io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::StorageFull { path },
             std::io::ErrorKind::NotADirectory => Self::WrongKind { path, wanted: "folder" },
             std::io::ErrorKind::IsADirectory => Self::WrongKind { path, wanted: "file" },

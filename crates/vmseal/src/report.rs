@@ -127,8 +127,9 @@ impl Report {
     pub(crate) fn new(inventory: &Inventory) -> Self {
         let (power, power_evidence) = match &inventory.power {
             PowerState::Off => ("off", None),
-            PowerState::On { evidence } => ("on", Some(evidence.clone())),
-            PowerState::Suspended { evidence } => ("suspended", Some(evidence.clone())),
+            PowerState::On { evidence } => ("on", Some(format!("{evidence} is there"))),
+            PowerState::InUse { file } => ("on", Some(format!("{file} is open in QEMU"))),
+            PowerState::Suspended { evidence } => ("suspended", Some(format!("{evidence} is there"))),
         };
         let snapshot_count = match inventory.snapshots {
             Snapshots::None => 0,
@@ -204,7 +205,7 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.vmx)?;
         writeln!(f, "  VM          {}", self.state)?;
         match &self.power_evidence {
-            Some(evidence) => writeln!(f, "  power       {} ({evidence} is there)", self.power)?,
+            Some(evidence) => writeln!(f, "  power       {} ({evidence})", self.power)?,
             None => writeln!(f, "  power       {}", self.power)?,
         }
         writeln!(f, "  snapshots   {}", self.snapshot_count)?;

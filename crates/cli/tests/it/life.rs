@@ -145,3 +145,42 @@ fn a_dry_run_tells_the_plan_and_changes_nothing() {
     assert_eq!(plan["steps"].as_array().unwrap().len(), DISKS.len() + 2);
     assert!(snapshot(&vm.folder()) == before);
 }
+
+#[test]
+fn a_recovery_password_is_enough_where_the_providers_own_is_forgotten() {
+    let vm = TestVm::with_disks(&DISKS[..1]);
+    let files = ["safe", "recovery", "wrong"].map(|name| {
+        let path = vm.root.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    let [safe, recovery, wrong] = files.each_ref().map(String::as_str);
+    vm.ok(&["provider", "create", "native", "safe", "--password-file", safe]);
+    let keys = ["--provider-password-file", safe, "--recovery-password-file", recovery];
+    vm.ok(&[&["encrypt", "VM", "--provider", "safe"][..], &keys].concat());
+    vm.ok(&[&["verify", "VM"][..], &keys].concat());
+    // Whether a recovery password is right can be found out while the provider is still there.
+    let wrong_recovery = ["--provider-password-file", safe, "--recovery-password-file", wrong];
+    vm.fails(&[&["verify", "VM"][..], &wrong_recovery].concat(), 4, "not the one that the VM has");
+    // Away from the provider whose password is forgotten, to another one.
+    vm.ok(&["recrypt", "VM", "--provider", "house", "--recovery-password-file", recovery]);
+    vm.ok(&["recrypt", "VM", "--provider", "safe", "--provider-password-file", safe]);
+    // And with the state folder gone.
+    std::fs::remove_dir_all(vm.home()).unwrap();
+    vm.fails(&["decrypt", "VM", "--recovery-password-file", wrong], 4, "nor by a recovery password");
+    vm.ok(&["decrypt", "VM", "--recovery-password-file", recovery]);
+    vm.ok(&["verify", "VM"]);
+    assert!(vm.guest_bytes_plain() == vm.disks);
+}
+
+#[test]
+fn a_disk_that_is_not_attached_is_named_after_a_recrypt() {
+    let vm = TestVm::with_disks(&DISKS[..2]);
+    vm.ok(&["encrypt", "VM", "--provider", "house"]);
+    let vmx = std::fs::read_to_string(vm.vmx()).unwrap();
+    std::fs::write(vm.vmx(), vmx.replace("scsi0:1.fileName", "# scsi0:1.fileName")).unwrap();
+    for args in [&["recrypt", "VM"][..], &["recrypt", "VM", "--deep"]] {
+        let ran = vm.ok(args);
+        assert!(ran.stderr.contains("sparse.vmdk is not attached"), "{}", ran.stderr);
+    }
+}

@@ -361,3 +361,48 @@ fn hostile_files_cost_neither_time_nor_memory() {
     // Generous: what was wrong before took minutes. It is the work that is meant, not this machine's speed.
     assert!(begin.elapsed().as_secs() < 60);
 }
+
+#[test]
+fn a_disk_that_qemu_has_open() {
+    use std::io::Write;
+    let vm = TestVm::with_disks(&DISKS[..2]);
+    for disk in ["flat.vmdk", "sparse.vmdk"] {
+        let mut qemu = std::process::Command::new("qemu-io")
+            .args(["-f", "vmdk"])
+            .arg(vm.folder().join(disk))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // It has opened the image once it has taken its locks.
+        for _ in 0..500 {
+            if vm.run(&["inspect", "VM"]).stdout.contains("is open in QEMU") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        vm.fails(&encrypt(), 3, "is open in QEMU");
+        qemu.stdin.take().unwrap().write_all(b"quit\n").unwrap();
+        qemu.wait().unwrap();
+    }
+    vm.ok(&encrypt());
+    vm.assert_whole();
+}
+
+#[test]
+fn what_is_no_vm_and_disks_that_are_not_named() {
+    let vm = TestVm::with_disks(&DISKS[..2]);
+    for disk in ["flat.vmdk", "sparse.vmdk"] {
+        let path = vm.folder().join(disk);
+        vm.fails(
+            &["encrypt", path.to_str().unwrap(), "--provider", "house", "--disks", "none"],
+            5,
+            "this is a disk, and no VM",
+        );
+    }
+    for disks in ["", "flat.vmdk,", ","] {
+        vm.fails(&["encrypt", "VM", "--provider", "house", "--disks", disks], 2, "empty name");
+    }
+    let ran = vm.ok(&["encrypt", "VM", "--provider", "house", "--disks", "flat.vmdk"]);
+    assert!(ran.stderr.contains("Still in the clear: sparse.vmdk"), "{}", ran.stderr);
+}

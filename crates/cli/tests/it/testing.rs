@@ -155,6 +155,18 @@ impl TestVm {
         self.disks.keys().map(read).collect()
     }
 
+    /// The same of a VM in the clear, for which no state folder has to be there.
+    pub(crate) fn guest_bytes_plain(&self) -> BTreeMap<String, Vec<u8>> {
+        let storage = LocalDir::open(self.folder()).unwrap();
+        let vm = Vm::open(&storage, VMX).unwrap();
+        let read = |name: &String| {
+            let mut bytes = vec![0; SIZE];
+            vm.open_plain_disk(name).unwrap().read_at(&mut bytes, 0).unwrap();
+            (name.clone(), bytes)
+        };
+        self.disks.keys().map(read).collect()
+    }
+
     /// The VM is whole: it holds the guest's bytes, verifies, and nothing is left beside it.
     #[track_caller]
     pub(crate) fn assert_whole(&self) {
