@@ -143,7 +143,7 @@ impl core::fmt::Debug for Vm<'_> {
     }
 }
 
-/// A VM whose secrets are open.
+/// A VM whose secrets are open. It has the source of keys for itself for as long as it, or a disk that it opened, lives.
 pub struct UnlockedVm<'v> {
     storage: &'v dyn Storage,
     unlocked: Unlocked,
