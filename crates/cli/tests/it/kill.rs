@@ -351,6 +351,9 @@ fn an_interrupt_stops_at_a_point_that_can_be_resumed() {
     let vm = TestVm::with_disks(KILL_DISKS);
     let at_first = vm.root.path().join("at-first");
     copy_folder(&vm.folder(), &at_first);
+    let begin = std::time::Instant::now();
+    vm.ok(&["encrypt", "VM", "--provider", "house"]);
+    let whole = begin.elapsed();
     let mut stopped = 0;
     for index in 0..40 {
         restore(&vm, &at_first);
@@ -360,7 +363,7 @@ fn an_interrupt_stops_at_a_point_that_can_be_resumed() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(index));
+        std::thread::sleep(whole.mul_f64(index as f64 / 40.0));
         let pid = rustix::process::Pid::from_child(&child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         match child.wait().unwrap().code() {
