@@ -86,7 +86,11 @@ impl Tour<'_> {
                 "New DEKs, wrapped under a new KEK; every disk and the NVRAM is rewritten.",
                 Request::encrypt(&provider).disks(Disks::All),
             ),
-            ("3. Shallow recrypt", "A new KEK wraps the same DEKs; no data is touched.", Request::shallow_recrypt()),
+            (
+                "3. Shallow recrypt",
+                "A new KEK wraps the same DEKs: the VMX and the descriptors change (the sparse disk has its own inside), no data is touched.",
+                Request::shallow_recrypt(),
+            ),
             (
                 "4. Deep recrypt",
                 "New DEKs and a new KEK; every disk is deciphered and enciphered in one pass.",
