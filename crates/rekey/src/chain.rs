@@ -1,7 +1,7 @@
 //! The disks that a snapshot link depends on.
 
 use vmseal_disk::DiskLayout;
-use vmseal_formats::Descriptor;
+use vmseal_formats::{Descriptor, parent};
 use vmseal_storage::{Storage, StoragePath};
 
 use crate::error::Error;
@@ -80,15 +80,9 @@ fn is_elsewhere(hint: &str) -> bool {
     hint.contains(['/', '\\'])
 }
 
-/// Looks beside the child first, then as the hint says, then in the folder beside that has the hint's last folder name.
+/// The first of the places where a parent may be that lies on the storage and is there.
 fn resolve(storage: &dyn Storage, child: &StoragePath, hint: &str) -> Result<Option<StoragePath>, Error> {
-    let parts: Vec<&str> = hint.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
-    let Some((name, folders)) = parts.split_last() else { return Ok(None) };
-    let mut names = vec![(*name).to_owned(), hint.to_owned()];
-    if let Some(folder) = folders.last() {
-        names.push(format!("../{folder}/{name}"));
-    }
-    for name in names {
+    for name in parent::candidates(hint) {
         if let Ok(path) = child.sibling(&name)
             && path != *child
             && storage.metadata(&path)?.is_some()

@@ -13,11 +13,9 @@ use crate::material::{Material, open_bundle, open_dek};
 use crate::plan::Operation;
 use crate::record::{DiskRecord, Record, Role, Staged, staged_path};
 use crate::secrets::VmSecrets;
-use crate::stage::file_context;
+use crate::stage::{VM_FILE_LEN_MAX, file_context};
 
 const CHUNK_LEN: u64 = 256 << 10;
-/// NVRAM is some hundred KiB.
-const VM_FILE_LEN_MAX: u64 = 64 << 20;
 
 /// Converts the file once more and compares. Where a key of the old side cannot be had any more nothing can be told: then no.
 pub(crate) fn is_conversion(

@@ -50,14 +50,17 @@ pub(crate) fn complete(
         match staged.role {
             Role::Descriptor { .. } | Role::Vmx => complete_text(storage, record, staged)?,
             Role::Extent { .. } | Role::File { .. } => {
-                if is_data_to_publish(storage, record, staged)?
-                    && changes == Changes::Keep
+                if !is_data_to_publish(storage, record, staged)? {
+                    continue;
+                }
+                if changes == Changes::Keep
                     && has_changed(storage, staged)?
                     && !compare::is_conversion(storage, record, staged, material, keys)?
                 {
                     return Err(Error::ChangedAfterCommit { path: staged.target.clone(), operation: record.operation });
                 }
-                publish_data(storage, staged)?;
+                let target = StoragePath::new(&staged.target)?;
+                storage.rename(&staged_path(&target), &target)?;
             }
         }
     }
@@ -159,15 +162,6 @@ fn is_data_to_publish(storage: &dyn Storage, record: &Record, staged: &Staged) -
         return Err(Error::SuccessorLost { path: staged.target.clone(), operation: record.operation });
     }
     Ok(there)
-}
-
-fn publish_data(storage: &dyn Storage, staged: &Staged) -> Result<(), Error> {
-    let target = StoragePath::new(&staged.target)?;
-    let successor = staged_path(&target);
-    if storage.metadata(&successor)?.is_some() {
-        storage.rename(&successor, &target)?;
-    }
-    Ok(())
 }
 
 /// A descriptor inside an extent: one that is torn is written as the record has it.

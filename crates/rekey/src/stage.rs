@@ -19,7 +19,7 @@ use crate::secrets::{VmSecrets, hex};
 use crate::vmx::{BUNDLE_NAME, Entries, PROFILE_NAME};
 
 /// NVRAM is at most some hundred KiB; a file of this kind that is longer is something else.
-const VM_FILE_LEN_MAX: u64 = 64 << 20;
+pub(crate) const VM_FILE_LEN_MAX: u64 = 64 << 20;
 
 /// One file to write.
 pub(crate) struct Job {

@@ -12,7 +12,7 @@ use crate::inventory::Pending;
 use crate::material::{open_bundle, open_dek};
 use crate::prepare::check_members;
 use crate::secrets::VmSecrets;
-use crate::stage::file_context;
+use crate::stage::{VM_FILE_LEN_MAX, file_context};
 use crate::survey::pending;
 use crate::vmx::Entries;
 
@@ -110,9 +110,7 @@ impl Unlocked {
     /// # Errors
     /// [`Error::Format`] where the file is damaged or not this VM's.
     pub fn read_file(&self, storage: &dyn Storage, path: &StoragePath) -> Result<Zeroizing<Vec<u8>>, Error> {
-        /// NVRAM is some hundred KiB.
-        const LEN_MAX: u64 = 64 << 20;
-        let bytes = storage.read(path, LEN_MAX)?;
+        let bytes = storage.read(path, VM_FILE_LEN_MAX)?;
         match self.secrets.file_key(path.as_str()) {
             None if envelope::is_envelope(&bytes) => Err(Error::SealedFile { path: path.to_string(), sealed: true }),
             None => Ok(Zeroizing::new(bytes)),

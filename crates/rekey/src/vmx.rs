@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::survey::read_start;
 
 /// A VMX or VMSD is a few KiB; none is longer than this.
-const DICTIONARY_LEN_MAX: u64 = 4 << 20;
+pub(crate) const DICTIONARY_LEN_MAX: u64 = 4 << 20;
 /// More disks than any product attaches to one VM (vSphere 8: 256).
 const DISKS_MAX: usize = 1024;
 /// The entry of a VMX that says that `encryption.bundle` is vmseal's.
@@ -17,7 +17,7 @@ pub(crate) const PROFILE_NAME: &str = "vmseal.profile";
 /// The entry that holds the locator list with the wrapped secrets.
 pub(crate) const BUNDLE_NAME: &str = "encryption.bundle";
 
-/// The entries of a VMX or VMSD by their names in lower case.
+/// The entries of a VMX by their names in lower case.
 pub(crate) struct Entries {
     path: StoragePath,
     dictionary: Dictionary,
@@ -25,7 +25,7 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    /// Reads and splits a dictionary file. Of names that are given twice the first counts, as it does for [`Dictionary`].
+    /// Reads and splits a VMX. Of names that are given twice the first counts, as it does for [`Dictionary`].
     pub(crate) fn read(storage: &dyn Storage, path: &StoragePath) -> Result<Self, Error> {
         let dictionary = Dictionary::parse(&storage.read(path, DICTIONARY_LEN_MAX)?);
         let encoding = dictionary.encoding().map_err(|source| Error::Format { path: path.to_string(), source })?;
