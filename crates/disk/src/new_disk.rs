@@ -1,22 +1,18 @@
 //! New, empty disks in the clear, as VMware's products and `qemu-img` make them.
 
 use rand_core::TryRng;
-use vmseal_formats::{CreateType, Extent, ExtentKind, NewDescriptor, SparseHeader};
+use vmseal_formats::{CreateType, Extent, ExtentKind, NewDescriptor, SparseWriter};
 use vmseal_keys::system_rng;
 use vmseal_storage::{Access, Storage, StoragePath};
 
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::grains::entries_to_bytes;
 use crate::layout::SECTOR_LEN;
 
 /// 64 KiB, as all products write.
 const GRAIN_SECTORS: u64 = 128;
-const TABLE_ENTRIES: u64 = 512;
 /// `qemu-img` makes extents of 2 GiB less 64 KiB and VMware 2 GiB less 1 MiB; both are read.
 const SPLIT_SECTORS: u64 = 0x8000_0000 / SECTOR_LEN - GRAIN_SECTORS;
-/// The room of a descriptor inside an extent, from sector 1 on.
-const DESCRIPTOR_SECTORS: u64 = 20;
 /// A hosted sparse extent addresses 2^32 sectors.
 const SPARSE_SECTORS_MAX: u64 = 1 << 32;
 
@@ -104,17 +100,16 @@ impl NewDisk {
         }
         let extents = self.extents(path, sectors);
         let random = system_rng().try_next_u32().map_err(|_| vmseal_keys::Error::Random)?;
-        let text = NewDescriptor::new(self.disk_type.create_type(), random & 0x7fff_ffff, extents.clone())
-            .build()
-            .map_err(|source| Error::Format { path: path.to_string(), source })?
-            .to_bytes();
+        let format = |source| Error::Format { path: path.to_string(), source };
+        let descriptor = NewDescriptor::new(self.disk_type.create_type(), random & 0x7fff_ffff, extents.clone());
+        let descriptor = descriptor.build().map_err(format)?;
         for extent in &extents {
             let file_path = path.sibling(extent.file.as_deref().unwrap_or_default())?;
             let file = storage.create(&file_path, None)?;
             if self.disk_type.is_sparse() {
-                let embedded = (self.disk_type == NewDiskType::MonolithicSparse).then_some(text.as_slice());
-                let start = sparse_start(extent.sector_count, embedded);
-                file.write_at(&start, 0)?;
+                let embedded = (self.disk_type == NewDiskType::MonolithicSparse).then_some(&descriptor);
+                let empty = SparseWriter::new(extent.sector_count, GRAIN_SECTORS, embedded).map_err(format)?;
+                file.write_at(&empty.finish(), 0)?;
             } else {
                 file.set_len(extent.sector_count * SECTOR_LEN)?;
             }
@@ -122,7 +117,7 @@ impl NewDisk {
         }
         if self.disk_type != NewDiskType::MonolithicSparse {
             let file = storage.create(path, None)?;
-            file.write_at(&text, 0)?;
+            file.write_at(&descriptor.to_bytes(), 0)?;
             file.sync()?;
         }
         Ok(storage.sync_folder(&path.folder())?)
@@ -154,37 +149,4 @@ impl NewDisk {
         }
         extents
     }
-}
-
-/// The header, the descriptor, both grain directories and all grain tables of an empty sparse extent: redundant directory and tables first.
-fn sparse_start(capacity_sectors: u64, descriptor: Option<&[u8]>) -> Vec<u8> {
-    let table_sectors = TABLE_ENTRIES * 4 / SECTOR_LEN;
-    let table_count = capacity_sectors.div_ceil(GRAIN_SECTORS * TABLE_ENTRIES);
-    let directory_sectors = (table_count * 4).div_ceil(SECTOR_LEN);
-    let redundant_gd_sector = 1 + if descriptor.is_some() { DESCRIPTOR_SECTORS } else { 0 };
-    let redundant_tables = redundant_gd_sector + directory_sectors;
-    let gd_sector = redundant_tables + table_count * table_sectors;
-    let tables = gd_sector + directory_sectors;
-    let overhead_sectors = (tables + table_count * table_sectors).next_multiple_of(GRAIN_SECTORS);
-    let (descriptor_offset_sectors, descriptor_sectors) =
-        if descriptor.is_some() { (1, DESCRIPTOR_SECTORS) } else { (0, 0) };
-    let header = SparseHeader {
-        flags: SparseHeader::FLAG_NEWLINE_TEST | SparseHeader::FLAG_REDUNDANT_GD,
-        descriptor_offset_sectors,
-        descriptor_sectors,
-        redundant_gd_sector,
-        gd_sector,
-        overhead_sectors,
-        ..SparseHeader::new(capacity_sectors, GRAIN_SECTORS)
-    };
-    let mut bytes = header.to_bytes().to_vec();
-    bytes.extend_from_slice(descriptor.unwrap_or_default());
-    for (directory, first_table) in [(redundant_gd_sector, redundant_tables), (gd_sector, tables)] {
-        bytes.resize((directory * SECTOR_LEN) as usize, 0);
-        let entries: Vec<u32> = (0..table_count).map(|index| (first_table + index * table_sectors) as u32).collect();
-        bytes.extend_from_slice(&entries_to_bytes(&entries));
-        bytes.resize((first_table * SECTOR_LEN) as usize, 0);
-    }
-    bytes.resize((overhead_sectors * SECTOR_LEN) as usize, 0);
-    bytes
 }
