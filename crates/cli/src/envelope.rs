@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
 use crate::lock::{is_dash, one_stdin};
-use crate::output::Output;
+use crate::output::{Output, hex};
 use crate::progress::{Watched, catch_interrupts};
 use crate::status::{Failure, Status};
 use crate::vm_path::VmPath;
@@ -189,8 +189,4 @@ fn refuse_terminal() -> Result<(), Failure> {
         true => Err(Failure::usage("this is no text for a terminal; name a file with -o, or redirect the output")),
         false => Ok(()),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

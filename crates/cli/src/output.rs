@@ -116,6 +116,11 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Characters that change the order in which others are shown (Unicode Standard Annex 9).
 fn is_bidirectional(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -8,6 +8,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 use vmseal::{KeySource, LocalDir, Vm};
 
+use crate::output::hex;
 use crate::status::{Failure, Status};
 use crate::tour::failed;
 use crate::tour_vm::{DISKS, Made, VMX, system_command};
@@ -212,10 +213,6 @@ fn file_digests(folder: &Path) -> Result<BTreeMap<String, String>, Failure> {
         digests.insert(entry.file_name().to_string_lossy().into_owned(), hex(&digest.finalize()));
     }
     Ok(digests)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// QEMU as a second reader.
