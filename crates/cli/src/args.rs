@@ -146,6 +146,19 @@ pub(crate) struct KeyArgs {
 
 /// What every operation that changes a VM takes.
 #[derive(Args, Debug)]
+pub(crate) struct ConvertArgs {
+    /// How data is converted: `copy` writes new files beside the old ones, `in-place` needs no room for them
+    #[arg(long, value_enum, default_value_t = Strategy::Copy)]
+    pub(crate) strategy: Strategy,
+    /// What in-place keeps in its journal: `digests`, or the `data` where storage may tear even 512-byte sectors
+    #[arg(long, value_enum, default_value_t = Journal::Digests)]
+    pub(crate) journal: Journal,
+    /// The memory that in-place may use, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(2..=4096))]
+    pub(crate) memory: u64,
+}
+
+#[derive(Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
@@ -167,21 +180,26 @@ pub(crate) struct EncryptArgs {
     /// `all`, `none` (the VM files alone), or disk names separated by commas
     #[arg(long, default_value = "all", value_name = "all|none|FILE,FILE")]
     pub(crate) disks: String,
-    /// How the data is rewritten: `copy` writes new files beside the old ones
-    #[arg(long, value_enum, default_value_t = Strategy::Copy)]
-    pub(crate) strategy: Strategy,
     /// The data unit of the disks' encryption, in bytes
     #[arg(long, value_enum, default_value = "512", value_name = "BYTES")]
     pub(crate) data_unit: DataUnit,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Journal {
+    Data,
+    Digests,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Strategy {
     /// New files beside the old ones, and one atomic commit
     Copy,
-    /// Without a second copy; not in this version
+    /// Where it lies, with a journal: no room for a second copy is needed
     InPlace,
 }
 
@@ -202,6 +220,8 @@ pub(crate) struct DecryptArgs {
     #[arg(long)]
     pub(crate) forget_detached: bool,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -220,6 +240,8 @@ pub(crate) struct RecryptArgs {
     #[arg(long, requires = "deep", conflicts_with = "recovery_password_file")]
     pub(crate) drop_recovery: bool,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -228,7 +250,7 @@ pub(crate) struct ResumeArgs {
     /// The VM
     #[arg(value_name = "VM.vmx")]
     pub(crate) vmx: PathBuf,
-    /// Undo instead of completing; needs no key
+    /// Undo instead of completing; needs keys only where data was being converted in place
     #[arg(long)]
     pub(crate) rollback: bool,
     /// Complete a committed operation also where disks or files were written since; what was written to them is lost

@@ -19,7 +19,7 @@ use crate::vmx::Entries;
 pub(crate) fn begin(storage: &dyn Storage, plan: &Plan, keys: &mut dyn KeySource) -> Result<(Record, Material), Error> {
     let vmx = StoragePath::new(plan.vmx())?;
     let mut rng = system_rng();
-    let mut record = Record::begin(plan.operation(), plan.vmx());
+    let mut record = Record::begin(plan.operation(), plan.vmx(), random_id(&mut rng)?);
     let entries = Entries::read_vmx(storage, &vmx)?;
     record.old_bundle = entries.bundle().map(str::to_owned);
     let old = record.old_bundle.as_deref().map(|list| open_bundle(list, plan.vmx(), keys)).transpose()?;

@@ -67,8 +67,8 @@ pub use vmseal_keys::key_safe_pair::PairCipher;
 pub use vmseal_keys::{FileKey, Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
-    Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Pending, Plan, Progress, Reason,
-    Refusal, Request, Step, Unwatched, Verified, Watch,
+    Disks, Ending, Error, ErrorKind, Inventory, Journal, KekChange, Operation, Outcome, Pending, Plan, Progress,
+    Reason, Refusal, Request, Step, Strategy, Unwatched, Verified, Watch,
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;

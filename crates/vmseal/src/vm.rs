@@ -90,12 +90,13 @@ impl<'s> Vm<'s> {
         vmseal_rekey::pending(self.storage, &self.vmx)
     }
 
-    /// Undoes the operation that was interrupted; needs no key.
+    /// Undoes the operation that was interrupted. Keys are asked for only where data was being converted in place
+    /// ([`Pending::converting`]): it is converted back.
     ///
     /// # Errors
-    /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed.
-    pub fn rollback(&self) -> Result<Outcome, Error> {
-        vmseal_rekey::rollback(self.storage, &self.vmx)
+    /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed; see [`vmseal_rekey::rollback`].
+    pub fn rollback(&self, keys: &mut impl KeySource, mut watch: impl Watch) -> Result<Outcome, Error> {
+        vmseal_rekey::rollback(self.storage, &self.vmx, keys, &mut watch, Changes::Keep)
     }
 
     /// Checks that every key unwraps, every disk is whole and nothing is pending.

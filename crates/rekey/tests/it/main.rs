@@ -4,6 +4,7 @@
 
 mod chains;
 mod engine;
+mod in_place;
 mod planner;
 mod records;
 mod testing;
