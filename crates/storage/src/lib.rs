@@ -37,6 +37,8 @@ mod local_lock;
 mod memory;
 mod path;
 mod storage;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::Error;
 #[cfg(unix)]
