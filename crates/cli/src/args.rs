@@ -158,7 +158,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) memory: u64,
 }
 
-#[derive(Args)]
+#[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) keys: KeyArgs,

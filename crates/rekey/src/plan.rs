@@ -88,7 +88,7 @@ impl Request {
         self
     }
 
-    /// The memory that converting data in place may use; 64 MiB otherwise. Less than 2 MiB is taken as 2 MiB.
+    /// The memory that converting data in place may use; 64 MiB otherwise. Less than 128 KiB is taken as 128 KiB.
     #[must_use]
     pub fn memory_bytes(mut self, memory_bytes: u64) -> Self {
         self.memory_bytes = memory_bytes;
@@ -197,7 +197,7 @@ impl Plan {
 
     /// The data that is converted in place between two syncs: three such zones are in memory, and some buffers.
     pub(crate) fn zone_bytes(&self) -> u64 {
-        const ZONE_MIN: u64 = 512 << 10;
+        const ZONE_MIN: u64 = 32 << 10;
         const ZONE_MAX: u64 = 1 << 30;
         (self.request.memory_bytes / 4).clamp(ZONE_MIN, ZONE_MAX) & !(ZONE_MIN - 1)
     }

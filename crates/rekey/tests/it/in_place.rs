@@ -8,7 +8,7 @@ use vmseal_rekey::{Changes, Ending, Error, Journal, Progress, Request, Strategy,
 use vmseal_rekey::{rollback, survey, verify};
 use vmseal_storage::{Memory, Storage};
 
-use crate::testing::{assert_content, files, make, path, run, vmx};
+use crate::testing::{assert_content, files, make, run, vmx};
 
 fn in_place(request: Request, journal: Journal) -> Request {
     // Zones of 512 KiB: several in each disk.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test")]
 
 mod chains;
+mod crashes;
 mod engine;
 mod in_place;
 mod planner;

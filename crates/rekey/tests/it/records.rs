@@ -1,7 +1,7 @@
 //! Records that nobody who has the keys wrote: none is followed.
 
 use vmseal_keys::TestKeys;
-use vmseal_rekey::{Changes, Error, ErrorKind, Request, Unwatched, resume, rollback, survey};
+use vmseal_rekey::{Changes, Error, ErrorKind, Request, Unwatched, resume, survey};
 use vmseal_storage::{Memory, Storage};
 
 use crate::engine::{stop_at, undo};

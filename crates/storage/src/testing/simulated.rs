@@ -1,5 +1,6 @@
 //! The storage itself.
 
+use core::num::NonZeroUsize;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
@@ -307,6 +308,11 @@ impl Storage for Simulated {
 
     fn in_use(&self, path: &StoragePath) -> Result<bool, Error> {
         self.operation(path, "looking for its users", |_| Ok(false))
+    }
+
+    /// One: the same seed has to give the same run.
+    fn requests_max(&self) -> Option<NonZeroUsize> {
+        Some(NonZeroUsize::MIN)
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, Error> {
