@@ -160,10 +160,7 @@ impl NameChange {
     fn apply(&self, names: &mut Map) {
         match self {
             Self::Create { path, node } => {
-                let named = matches!(node, Node::File(_)) && names.values().any(|other| other == node);
-                if !named {
-                    names.entry(path.clone()).or_insert(*node);
-                }
+                names.entry(path.clone()).or_insert(*node);
             }
             Self::Remove { path } => {
                 names.remove(path);
