@@ -440,6 +440,41 @@ fn a_failed_sync_latches_and_keeps_what_it_was_told_to() {
     assert!(partly.len() > 5);
 }
 
+/// What is cut off after a lost sync is gone from what is durable too.
+#[test]
+fn a_cut_after_a_lost_sync_holds() {
+    for seed in 0..SEEDS {
+        let storage = with_old().snapshot(seed);
+        let open = || storage.open(&path("a"), Access::ReadWrite).unwrap();
+        let file = open();
+        file.write_at(b"x", 0).unwrap();
+        storage.fail_sync_at(Some((storage.syncs(), SyncFailure::Lost)));
+        file.sync().unwrap_err();
+        let file = open();
+        file.set_len(1000).unwrap();
+        file.set_len(5000).unwrap();
+        file.sync().unwrap();
+        storage.restart();
+        assert_eq!(content(&storage, "a").unwrap(), [&OLD[..1000], &[0; 4000]].concat());
+    }
+}
+
+/// A name is taken from a file by a rename or a removal alone, whatever is lost.
+#[test]
+fn a_creation_never_displaces_a_file() {
+    for order in ORDERS {
+        for seed in 0..200 {
+            let storage = with_old().snapshot(seed);
+            storage.set_folder_order(order);
+            storage.rename(&path("a"), &path("b")).unwrap();
+            storage.create(&path("a"), None).unwrap();
+            storage.restart();
+            let found = ["a", "b"].map(|name| content(&storage, name));
+            assert_eq!(found.iter().filter(|content| content.as_deref() == Some(OLD)).count(), 1, "{order:?}");
+        }
+    }
+}
+
 #[test]
 fn a_failed_sync_of_a_folder_leaves_its_names_unsynced() {
     for (failure, expected) in [(SyncFailure::Kept, [true].as_slice()), (SyncFailure::Lost, &[false, true])] {

@@ -224,8 +224,12 @@ fn check_names(seed: u64, order: FolderOrder, changes: &[NameChange]) -> Result<
     Ok(())
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn a_file_holds_only_what_it_held_since_its_last_sync(
@@ -235,6 +239,10 @@ proptest! {
     ) {
         check_file(seed, if bytes { Tearing::Byte } else { Tearing::Sector }, &changes)?;
     }
+}
+
+proptest! {
+    #![proptest_config(cases(1000))]
 
     #[test]
     fn a_name_stands_only_for_what_it_stood_for_since_its_folder_was_synced(
