@@ -25,6 +25,8 @@
 //! # Ok::<(), vmseal_storage::Error>(())
 //! ```
 //!
+//! With the feature `testing` there is also a storage that fails wherever a test wants it: `testing::Simulated`.
+//!
 //! It does not protect against someone who writes to the same files: locks are advisory.
 
 #![forbid(unsafe_code)]

@@ -34,7 +34,8 @@
 //!   What was never written reads as zeros. Bytes beside those written never change.
 //! - **Names.** What a folder held at its last successful [`sync_folder`](crate::Storage::sync_folder), and of the creations, renames and removals since
 //!   as many as [`FolderOrder`] allows. A rename happens wholly or not at all. A folder's own name belongs to the folder above it: where that was not
-//!   synced, the folder may be gone with all that is in it. A rename between two folders is durable once either is synced.
+//!   synced, the folder may be gone with all that is in it. A rename between two folders is durable once either is synced, with what had been done in both
+//!   before it.
 //! - **Versions.** The [version](crate::Metadata::version) of a file that had unsynced changes is its old one or its new one, whatever its content is: a time
 //!   of change and the data are written apart. Versions given out later are new.
 //! - Locks are free, and every handle from before is dead.

@@ -72,26 +72,32 @@ impl Names {
         self.changes.push(change);
     }
 
-    /// Makes the changes in a folder durable: the first `count` of them.
-    pub(super) fn sync(&mut self, folder: &StoragePath, count: usize) {
-        let mut left = count;
-        self.changes.retain(|change| {
-            let synced = left > 0 && change.folders().contains(folder);
-            if synced {
-                left -= 1;
-                change.apply(&mut self.durable);
+    /// Makes the changes in a folder durable, or as many of their beginning as `keep` makes of their number. A rename from or to another folder brings along
+    /// what had been done there before it, as a journal does: without that the two folders would not fit together.
+    pub(super) fn sync(&mut self, folder: &StoragePath, keep: impl FnOnce(usize) -> usize) {
+        let mut folders = BTreeSet::from([folder.clone()]);
+        let mut synced = BTreeSet::new();
+        for (index, change) in self.changes.iter().enumerate().rev() {
+            let mut of_change = change.folders();
+            if !of_change.is_disjoint(&folders) {
+                folders.append(&mut of_change);
+                synced.insert(index);
             }
-            !synced
-        });
+        }
+        let kept: BTreeSet<usize> = synced.iter().copied().take(keep(synced.len())).collect();
+        let changes = core::mem::take(&mut self.changes);
+        for (index, change) in changes.into_iter().enumerate() {
+            if kept.contains(&index) {
+                change.apply(&mut self.durable);
+            } else {
+                self.changes.push(change);
+            }
+        }
     }
 
     pub(super) fn sync_all(&mut self) {
         self.changes.clear();
         self.durable = self.current.clone();
-    }
-
-    pub(super) fn unsynced_count(&self, folder: &StoragePath) -> usize {
-        self.changes.iter().filter(|change| change.folders().contains(folder)).count()
     }
 
     /// The power is cut.
@@ -154,10 +160,7 @@ impl NameChange {
     fn apply(&self, names: &mut Map) {
         match self {
             Self::Create { path, node } => {
-                let named = matches!(node, Node::File(_)) && names.values().any(|other| other == node);
-                if !named {
-                    names.entry(path.clone()).or_insert(*node);
-                }
+                names.entry(path.clone()).or_insert(*node);
             }
             Self::Remove { path } => {
                 names.remove(path);

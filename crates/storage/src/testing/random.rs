@@ -16,6 +16,11 @@ impl Random {
         value ^ (value >> 31)
     }
 
+    /// Goes on from another place, which `value` decides together with what there was.
+    pub(super) fn mix(&mut self, value: u64) {
+        self.0 ^= Self(value).next();
+    }
+
     /// A number below `limit`, which is not zero. The bias is far below what a test could see.
     pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit.max(1)

@@ -279,14 +279,13 @@ impl Storage for Simulated {
             if state.is_cut {
                 return Ok(());
             }
-            let all = state.names.unsynced_count(folder);
             let failure = state.faults.sync_at.filter(|(at, _)| *at == number).map(|(_, failure)| failure);
-            let kept = match failure {
-                None | Some(SyncFailure::Kept) => all,
+            let random = &mut state.random;
+            state.names.sync(folder, |count| match failure {
+                None | Some(SyncFailure::Kept) => count,
                 Some(SyncFailure::Lost) => 0,
-                Some(SyncFailure::Partial) => state.random.below(all as u64 + 1) as usize,
-            };
-            state.names.sync(folder, kept);
+                Some(SyncFailure::Partial) => random.below(count as u64 + 1) as usize,
+            });
             state.forget_unreachable();
             if failure.is_some() { Err(injected(folder, "syncing the folder")) } else { Ok(()) }
         })
