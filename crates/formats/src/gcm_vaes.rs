@@ -7,6 +7,7 @@
 //! Only [`detect`] gives these functions away, on a processor that has their instructions: nothing here is `unsafe`.
 
 use core::arch::x86_64::*;
+use core::hint::black_box;
 
 use bytemuck::must_cast as cast;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -22,6 +23,9 @@ const REGISTERS: usize = 2 * GROUP;
 const BLOCKS: usize = LANES * REGISTERS;
 /// So many bytes are worked on at a time.
 pub(crate) const CHUNK_LEN: usize = LANE_LEN * REGISTERS;
+
+/// Ciphertext is asked for so many chunks before it is decrypted: it may come from memory.
+const AHEAD: usize = 2;
 
 /// The upper half of POLYVAL's x^128 + x^127 + x^126 + x^121 + 1.
 const POLYNOMIAL: u64 = 0xc200_0000_0000_0000;
@@ -155,9 +159,12 @@ fn encrypt(keys: &Keys, state: &mut State, chunks: &mut [Chunk]) {
 fn decrypt(keys: &Keys, state: &mut State, from: &[Chunk], to: &mut [Chunk]) {
     let mut cipher = Cipher::new(keys, state.counter);
     let mut sum = cast(state.hash);
-    for (from, to) in from.iter().zip(to) {
+    for (index, (this, to)) in from.iter().zip(to).enumerate() {
+        if let Some(next) = from.get(index + AHEAD) {
+            next.as_chunks::<LANE_LEN>().0.iter().for_each(safe_arch::prefetch_t0);
+        }
         let mut products = Products::new(sum);
-        let from = from.as_chunks::<GROUP_LEN>().0.iter().zip(keys.powers.as_chunks::<GROUP>().0);
+        let from = this.as_chunks::<GROUP_LEN>().0.iter().zip(keys.powers.as_chunks::<GROUP>().0);
         for ((from, powers), to) in from.zip(to.as_chunks_mut::<GROUP_LEN>().0) {
             let registers = cipher.rounds_beside(&mut products, from, powers);
             let parts = from.as_chunks::<LANE_LEN>().0.iter().zip(to.as_chunks_mut::<LANE_LEN>().0);
@@ -177,8 +184,8 @@ fn decrypt(keys: &Keys, state: &mut State, from: &[Chunk], to: &mut [Chunk]) {
 fn cover(cipher: &mut Cipher, chunk: &mut Chunk) {
     for group in chunk.as_chunks_mut::<GROUP_LEN>().0 {
         let mut registers = cipher.counters();
-        for round in 1..14 {
-            cipher.round(&mut registers, round);
+        for round in &cipher.rounds[1..cipher.last] {
+            add_round(&mut registers, *round);
         }
         for (register, part) in registers.into_iter().zip(group.as_chunks_mut::<LANE_LEN>().0) {
             *part = cipher.last_round(register, *part);
@@ -198,6 +205,10 @@ fn hash_chunk(keys: &Keys, sum: __m128i, chunk: &Chunk) -> __m128i {
 
 struct Cipher {
     rounds: [__m512i; 15],
+    /// The index of the last round, and the rounds that have a product beside them. The compiler is kept from knowing them: it would write the
+    /// loops out, and finish one register before it starts the next, which costs a sixth of the speed.
+    last: usize,
+    products: usize,
     /// The next four counters, the bytes of each backwards.
     counters: __m512i,
 }
@@ -211,7 +222,8 @@ impl Cipher {
             *wide = _mm512_broadcast_i32x4(cast(*round));
         }
         let counters = _mm512_broadcast_i32x4(cast(counter));
-        Self { rounds, counters: _mm512_add_epi32(counters, cast([0, 1, 2, 3_u128])) }
+        let (last, products) = (black_box(14), black_box(GROUP));
+        Self { rounds, last, products, counters: _mm512_add_epi32(counters, cast([0, 1, 2, 3_u128])) }
     }
 
     /// The counter after the last one that was taken.
@@ -233,14 +245,6 @@ impl Cipher {
         registers
     }
 
-    #[inline]
-    #[target_feature(enable = "aes,avx512bw,avx512f,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
-    fn round(&self, registers: &mut [__m512i; GROUP], round: usize) {
-        for register in registers {
-            *register = _mm512_aesenc_epi128(*register, self.rounds[round]);
-        }
-    }
-
     /// All rounds but the last on the next counters; the products of a group beside them.
     #[inline]
     #[target_feature(enable = "aes,avx512bw,avx512f,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
@@ -251,12 +255,14 @@ impl Cipher {
         powers: &[[u128; LANES]; GROUP],
     ) -> [__m512i; GROUP] {
         let mut registers = self.counters();
-        for (index, (part, powers)) in hashed.as_chunks().0.iter().zip(powers).enumerate() {
-            self.round(&mut registers, 1 + index);
+        let (beside, alone) = self.rounds[1..self.last].split_at(GROUP);
+        let hashed = hashed.as_chunks().0.iter().zip(powers);
+        for (round, (part, powers)) in beside[..self.products].iter().zip(hashed) {
+            add_round(&mut registers, *round);
             products.add(*part, *powers);
         }
-        for round in 1 + GROUP..14 {
-            self.round(&mut registers, round);
+        for round in alone {
+            add_round(&mut registers, *round);
         }
         registers
     }
@@ -266,6 +272,14 @@ impl Cipher {
     #[target_feature(enable = "aes,avx512bw,avx512f,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
     fn last_round(&self, register: __m512i, data: [u8; LANE_LEN]) -> [u8; LANE_LEN] {
         cast(_mm512_aesenclast_epi128(register, _mm512_xor_si512(self.rounds[14], cast(data))))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "aes,avx512bw,avx512f,pclmulqdq,sse4.1,vaes,vpclmulqdq")]
+fn add_round(registers: &mut [__m512i; GROUP], round: __m512i) {
+    for register in registers {
+        *register = _mm512_aesenc_epi128(*register, round);
     }
 }
 
