@@ -46,6 +46,9 @@ mod envelope_header;
 mod error;
 mod extent;
 mod gcm;
+mod gcm_blocks;
+#[cfg(target_arch = "x86_64")]
+mod gcm_vaes;
 mod grain_table;
 mod identify;
 mod key_dict;
