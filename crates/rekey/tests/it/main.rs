@@ -4,6 +4,7 @@
 
 mod chains;
 mod engine;
+mod open_chains;
 mod planner;
 mod records;
 mod testing;
