@@ -353,7 +353,11 @@ impl Error {
             // A file of a disk that is not there makes the disk damaged.
             Self::Disk(vmseal_disk::Error::Storage(vmseal_storage::Error::NotFound { .. })) => ErrorKind::Damaged,
             Self::Disk(vmseal_disk::Error::Storage(error)) => kind_of_storage(error),
-            Self::Disk(vmseal_disk::Error::UnitDoesNotFit { .. }) => ErrorKind::Refused,
+            Self::Disk(
+                vmseal_disk::Error::MixedChain { .. }
+                | vmseal_disk::Error::ReadOnlyKind { .. }
+                | vmseal_disk::Error::UnitDoesNotFit { .. },
+            ) => ErrorKind::Refused,
             Self::Disk(_) => ErrorKind::Damaged,
             Self::Changed { .. }
             | Self::ChangedMeanwhile { .. }

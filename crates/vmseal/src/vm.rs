@@ -116,12 +116,20 @@ impl<'s> Vm<'s> {
         Ok(UnlockedVm { storage: self.storage, unlocked, keys })
     }
 
-    /// Opens a disk that is in the clear for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk that is in the clear for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
+    /// Where the disk or a parent is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
     pub fn open_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
         vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
+    }
+
+    /// Opens what is left of a damaged disk that is in the clear, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// Where there is nothing to go by: the descriptor, or that of a parent, cannot be understood or says that the disk is encrypted.
+    pub fn open_damaged_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
+        Disk::open_salvage(self.storage, &StoragePath::new(path)?, &mut |_, _| Ok(None))
     }
 
     /// The VM as the planner sees it.
@@ -152,20 +160,28 @@ pub struct UnlockedVm<'v> {
 }
 
 impl<'v> UnlockedVm<'v> {
-    /// Opens a disk for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is missing, damaged, another VM's, or not opened by the keys.
+    /// Where the disk or a parent is missing, damaged, another VM's, or not opened by the keys; where some links are encrypted and some are not.
     pub fn open_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::Read)
     }
 
-    /// Opens a disk for reading and writing. For as long as it is open no operation on the VM begins.
+    /// Opens a disk for reading and writing; parents are never written. For as long as it is open no operation on the VM begins.
     ///
     /// # Errors
     /// As [`open_disk`](Self::open_disk); where an operation is at work or pending.
     pub fn open_disk_for_writing(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::ReadWrite)
+    }
+
+    /// Opens what is left of a damaged disk, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk), but for what is missing or damaged.
+    pub fn open_damaged_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
+        self.unlocked.open_salvage(self.storage, &StoragePath::new(path)?, self.keys)
     }
 
     /// The content of a VM file, such as the NVRAM.

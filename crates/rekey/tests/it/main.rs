@@ -6,6 +6,7 @@ mod chains;
 mod crashes;
 mod engine;
 mod in_place;
+mod open_chains;
 mod planner;
 mod records;
 mod testing;
