@@ -109,6 +109,11 @@ impl<'s> Disk<'s> {
         self
     }
 
+    /// The descriptor as it was when the disk was opened. Its content ID tells whether the content is still what it was.
+    pub fn descriptor(&self) -> &vmseal_formats::Descriptor {
+        self.layout.descriptor()
+    }
+
     /// The size that the guest sees, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.layout.capacity_bytes()

@@ -53,6 +53,7 @@ pub mod envelope_file;
 mod file_error;
 mod output_file;
 mod report;
+pub mod transfer;
 mod vm;
 mod vmx_file;
 
