@@ -23,7 +23,7 @@ pub struct Disk<'s> {
     path: StoragePath,
     layout: DiskLayout,
     extents: Vec<OpenExtent>,
-    cipher: Option<DiskCipher>,
+    pub(crate) cipher: Option<DiskCipher>,
     access: Access,
     /// Whether the content ID says already that the content has changed.
     content_id_changed: bool,
@@ -115,6 +115,10 @@ impl<'s> Disk<'s> {
         self.layout.capacity_bytes()
     }
 
+    pub(crate) fn path(&self) -> &StoragePath {
+        &self.path
+    }
+
     /// Fills `buffer` with the guest's bytes from byte `offset` on. What was never written is zeros.
     ///
     /// # Errors
@@ -182,7 +186,7 @@ impl<'s> Disk<'s> {
     }
 
     /// The stored bytes of a range, which is checked.
-    fn read_stored(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+    pub(crate) fn read_stored(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         let mut rest = buffer;
         let mut at = offset;
         for extent in &self.extents[self.extent_index(offset)..] {
@@ -206,7 +210,7 @@ impl<'s> Disk<'s> {
         Ok(())
     }
 
-    fn write_stored(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
+    pub(crate) fn write_stored(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
         let mut rest = data;
         let mut at = offset;
         let first = self.extent_index(offset);
@@ -290,7 +294,7 @@ impl<'s> Disk<'s> {
     }
 
     /// Refuses before the first byte what an extent in the range does not allow.
-    fn check_writable(&self, len: u64, offset: u64) -> Result<(), Error> {
+    pub(crate) fn check_writable(&self, len: u64, offset: u64) -> Result<(), Error> {
         let end = offset + len;
         for extent in self.extents[self.extent_index(offset)..].iter().take_while(|extent| extent.virtual_byte < end) {
             let access = match (&extent.body, extent.access) {

@@ -30,6 +30,7 @@ mod cipher;
 mod disk;
 mod encryption;
 mod error;
+mod fill;
 mod grains;
 mod layout;
 mod new_disk;

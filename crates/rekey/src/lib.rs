@@ -12,11 +12,13 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod chain;
 mod compare;
 mod convert;
 mod error;
 mod execute;
+mod fill;
 mod inventory;
 mod material;
 mod plan;
@@ -34,8 +36,10 @@ mod unlock;
 mod verify;
 mod vmx;
 
+pub use adopt::adopt;
 pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
+pub use fill::{count_unwritten, fill};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
 pub use power::running;

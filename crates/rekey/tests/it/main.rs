@@ -4,6 +4,7 @@
 
 mod chains;
 mod engine;
+mod filling;
 mod planner;
 mod records;
 mod testing;
