@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// Read and change settings of a VMX, encrypted or not
     #[command(subcommand)]
     Vmx(VmxCommand),
+    /// Single disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// ESXi's envelopes: the host's configuration, core dumps
     #[command(subcommand)]
     Envelope(EnvelopeCommand),
@@ -80,6 +83,8 @@ impl Command {
             Self::Verify(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
+            Self::Disk(DiskCommand::LuksHeader(args)) => args.json.json,
+            Self::Disk(DiskCommand::ImportLuks(args)) => args.json.json,
             Self::Envelope(EnvelopeCommand::Describe(args)) => args.json.json,
             Self::Vmx(VmxCommand::Edit(_))
             | Self::Envelope(_)
@@ -373,6 +378,66 @@ pub(crate) struct VmxEditArgs {
     /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
     #[arg(long, value_name = "F")]
     pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Write a detached LUKS header, with which QEMU and dm-crypt open an encrypted disk as it lies
+    LuksHeader(LuksHeaderArgs),
+    /// Make a LUKS disk a disk of an encrypted VM, without moving a byte of its data
+    ImportLuks(ImportLuksArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LuksHeaderArgs {
+    /// The encrypted disk's descriptor
+    #[arg(value_name = "DISK.vmdk")]
+    pub(crate) disk: PathBuf,
+    /// The header: whoever has it and its password has the disk's key
+    #[arg(long, short, value_name = "HDR.img")]
+    pub(crate) output: PathBuf,
+    /// The header's password (`-` is standard input; a terminal is asked twice otherwise). QEMU takes UTF-8 alone
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The disk's VM; the one in the disk's folder otherwise
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: Option<PathBuf>,
+    /// LUKS2 with Argon2id, which QEMU does not read; LUKS1 otherwise
+    #[arg(long)]
+    pub(crate) luks2: bool,
+    /// First write zeros, enciphered, where nothing was ever written: QEMU and dm-crypt read noise there
+    #[arg(long)]
+    pub(crate) fill: bool,
+    /// Replace a header that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportLuksArgs {
+    /// The file with the data, in the VM's folder or below
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+    /// The VM, which is encrypted
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: PathBuf,
+    /// The descriptor to make, in the folder of the image or above
+    #[arg(long, short, value_name = "DISK.vmdk")]
+    pub(crate) output: PathBuf,
+    /// The detached header, where there is one
+    #[arg(long, value_name = "HDR")]
+    pub(crate) header: Option<PathBuf>,
+    /// A passphrase of the LUKS disk (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Subcommand)]

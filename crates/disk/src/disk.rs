@@ -21,11 +21,11 @@ use crate::parent::{LinkCiphers, check_cipher, open_links};
 /// Several threads may read at once. A read waits for no other but while tables are added to those in memory.
 pub struct Disk<'s> {
     storage: &'s dyn Storage,
-    path: StoragePath,
+    pub(crate) path: StoragePath,
     layout: DiskLayout,
-    top: Link,
+    pub(crate) top: Link,
     /// Nearest first.
-    parents: Vec<Link>,
+    pub(crate) parents: Vec<Link>,
     access: Access,
     /// What was found missing or wrong when it was opened for salvage.
     damage: Vec<Error>,

@@ -57,7 +57,8 @@ pub enum HolePolicy {
     /// All zero: a thin disk stays thin, and its allocation shows.
     #[default]
     Zero,
-    /// Zeros, enciphered: there is none, so that readers that do not know of holes read every byte as we do.
+    /// There is none: every data unit was written, those of zeros too. QEMU and dm-crypt, which know no holes, read every byte as it is read
+    /// here.
     Fill,
 }
 

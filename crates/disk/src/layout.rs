@@ -5,7 +5,7 @@ use vmseal_formats::{cowd, se_sparse, stream_optimized};
 use vmseal_storage::{Access, File, Kind, Storage, StoragePath};
 
 use crate::error::Error;
-use crate::pieces::PieceKind;
+use crate::pieces::{Piece, PieceKind};
 use crate::unit::UnitSize;
 
 pub(crate) const SECTOR_LEN: u64 = 512;
@@ -259,12 +259,36 @@ impl DiskLayout {
         Ok(())
     }
 
-    /// Reads all tables of the disk, and checks that no two grains share bytes and that nothing lies in its flat files but the disk: what is
-    /// outside of it would be copied as it is, in the clear.
+    /// Reads all tables of the disk, and checks that no two grains share bytes.
+    ///
+    /// # Errors
+    /// [`Error::DamagedTables`].
+    pub fn check_tables(&self, storage: &dyn Storage) -> Result<(), Error> {
+        self.each_piece(storage, |_, _, _, _| Ok(()))
+    }
+
+    /// The same, and that nothing lies in its flat files but the disk: what is outside of it would be copied as it is, in the clear.
     ///
     /// # Errors
     /// [`Error::DamagedTables`]; [`Error::Unsupported`] for bytes that belong to no extent.
     pub fn check_files(&self, storage: &dyn Storage) -> Result<(), Error> {
+        self.each_piece(storage, |path, file, is_flat, piece| {
+            if is_flat && piece.kind == PieceKind::Other && holds_data(file, piece.file_range.clone())? {
+                let what = format!(
+                    "it holds data from byte {} on that belongs to no extent and would stay in the clear; cut the file, or correct the descriptor",
+                    piece.file_range.start
+                );
+                return Err(Error::Unsupported { path: path.to_string(), what });
+            }
+            Ok(())
+        })
+    }
+
+    fn each_piece(
+        &self,
+        storage: &dyn Storage,
+        check: impl Fn(&StoragePath, &dyn File, bool, &Piece) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for path in self.files() {
             let file = storage.open(&path, Access::Read)?;
             let is_flat = self
@@ -272,14 +296,7 @@ impl DiskLayout {
                 .iter()
                 .any(|extent| matches!(&extent.kind, Place::Flat { path: flat, .. } if *flat == path));
             for piece in self.pieces(file.as_ref(), &path)? {
-                let piece = piece?;
-                if is_flat && piece.kind == PieceKind::Other && holds_data(file.as_ref(), piece.file_range.clone())? {
-                    let what = format!(
-                        "it holds data from byte {} on that belongs to no extent and would stay in the clear; cut the file, or correct the descriptor",
-                        piece.file_range.start
-                    );
-                    return Err(Error::Unsupported { path: path.to_string(), what });
-                }
+                check(&path, file.as_ref(), is_flat, &piece?)?;
             }
         }
         Ok(())

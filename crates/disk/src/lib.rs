@@ -31,6 +31,7 @@ mod damage;
 mod disk;
 mod encryption;
 mod error;
+mod fill;
 mod grains;
 mod layout;
 mod link;

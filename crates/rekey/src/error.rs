@@ -81,6 +81,14 @@ pub enum Error {
         /// The descriptor.
         disk: String,
     },
+    /// A rule forbids it for this disk or VM.
+    #[error("{path}: {what}")]
+    DiskRefused {
+        /// The disk or VM.
+        path: String,
+        /// Why, and what to do.
+        what: String,
+    },
     /// A disk could not be read or written.
     #[error(transparent)]
     Disk(#[from] vmseal_disk::Error),
@@ -98,6 +106,12 @@ pub enum Error {
     #[error("{path} is in the way: it was left by an operation whose record is gone; look at it, then remove it")]
     StagedInTheWay {
         /// The file.
+        path: String,
+    },
+    /// Going through a disk was stopped. Nothing is pending.
+    #[error("stopped on request; the guest's bytes on {path} are what they were, and nothing is pending: run it again")]
+    FillStopped {
+        /// The disk.
         path: String,
     },
     /// A file could not be understood.
@@ -320,13 +334,15 @@ impl Error {
     /// What the error means to whoever asked for the operation.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Incomplete { .. }
+            Self::FillStopped { .. }
+            | Self::Incomplete { .. }
             | Self::Interrupted { .. }
             | Self::Pending { .. }
             | Self::Stopped
             | Self::UndoFailed { .. } => ErrorKind::Resumable,
             Self::ChangedAfterCommit { .. }
             | Self::Committed { .. }
+            | Self::DiskRefused { .. }
             | Self::NotAttached { .. }
             | Self::NotEncrypted { .. }
             | Self::NothingPending { .. }

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod chain;
 mod compare;
 mod convert;
@@ -19,6 +20,7 @@ mod convert_in_place;
 mod error;
 mod execute;
 mod in_place;
+mod fill;
 mod inventory;
 mod journal;
 mod material;
@@ -38,8 +40,10 @@ mod unlock;
 mod verify;
 mod vmx;
 
+pub use adopt::adopt;
 pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
+pub use fill::{count_unwritten, fill};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use journal::Journal;
 pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, Strategy, plan};

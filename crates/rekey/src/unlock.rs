@@ -125,6 +125,19 @@ impl Unlocked {
         Ok(Some(DiskCipher::new(&open_dek(encryption, path.as_str(), keys)?, encryption.unit())?))
     }
 
+    /// What one of the VM's encrypted disks says of its encryption, and its DEK, for what enciphers elsewhere.
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk); [`Error::DiskRefused`] for disks in the clear and links of a snapshot.
+    pub fn disk_key(
+        &self,
+        storage: &dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<(vmseal_disk::Encryption, vmseal_keys::Dek), Error> {
+        crate::fill::open_disk(storage, &self.secrets, path, keys)
+    }
+
     /// The content of a VM file (NVRAM), taken out of its envelope.
     ///
     /// # Errors

@@ -51,6 +51,8 @@
 
 pub mod envelope_file;
 mod file_error;
+mod luks_export;
+mod luks_import;
 mod output_file;
 mod report;
 pub mod transfer;
@@ -58,7 +60,9 @@ mod vm;
 mod vmx_file;
 
 pub use file_error::FileError;
-pub use output_file::write_new;
+pub use luks_export::{LuksVersion, UnwrittenUnits};
+pub use luks_import::{LuksImport, LuksImported};
+pub use output_file::{write_new, write_secret};
 pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
@@ -73,5 +77,5 @@ pub use vmseal_rekey::{
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
-pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};
+pub use vmseal_storage::{Access, Error as StorageError, Memory, Storage, StoragePath};
 pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};

@@ -13,8 +13,8 @@ use crate::report::Report;
 /// It holds no key and reads storage anew at each call, so that it never tells what was true a moment ago.
 #[derive(Clone)]
 pub struct Vm<'s> {
-    storage: &'s dyn Storage,
-    vmx: StoragePath,
+    pub(crate) storage: &'s dyn Storage,
+    pub(crate) vmx: StoragePath,
 }
 
 impl<'s> Vm<'s> {

@@ -7,6 +7,7 @@ mod crashes;
 mod engine;
 mod in_place;
 mod open_chains;
+mod filling;
 mod planner;
 mod records;
 mod testing;
