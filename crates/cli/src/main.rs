@@ -4,6 +4,8 @@
 
 mod args;
 mod difference;
+mod disk_path;
+mod disk_transfer;
 mod editor;
 mod envelope;
 mod home;
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
         Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
         Command::Disk(DiskCommand::LuksHeader(args)) => luks::header(&cli, args, &mut output),
+        Command::Disk(DiskCommand::Export(args)) => disk_transfer::export(&cli, args, &mut output),
+        Command::Disk(DiskCommand::Import(args)) => disk_transfer::import(&cli, args, &mut output),
         Command::Disk(DiskCommand::ImportLuks(args)) => luks::import(&cli, args, &mut output),
         Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),

@@ -8,13 +8,14 @@ use vmseal_disk::{Disk, DiskCipher, DiskId, DiskLayout, Encryption, HolePolicy, 
 use vmseal_formats::{CreateType, Extent, NewDescriptor};
 use vmseal_keys::{Dek, KeySource, system_rng};
 use vmseal_storage::{Access, Storage, StoragePath};
+use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::execute::lock;
 use crate::fill::{open_idle, relock};
 use crate::plan::Operation;
 use crate::record::Record;
-use crate::secrets::random_id;
+use crate::secrets::{VmSecrets, random_id};
 use crate::stage::new_vmx;
 use crate::vmx::Entries;
 
@@ -58,11 +59,7 @@ pub fn adopt(
     if Encryption::from_descriptor(&descriptor)?.as_ref() != Some(&encryption) {
         return refused(path, "its descriptor cannot hold the entries of an encrypted disk".to_owned());
     }
-    let mut new = secrets.successor(rng)?;
-    new.set_disk(path.as_str(), id);
-    let mut record = Record::begin(Operation::Encrypt, vmx.as_str(), random_id(rng)?);
-    record.new_bundle = Some(relock(&old_bundle, &new.to_bytes(), vmx, keys)?.to_string());
-    let new_vmx = new_vmx(entries.dictionary().clone(), &record)?;
+    let (new_vmx, new_bundle) = vmx_with_disk(vmx, &entries, &secrets, path, id, keys)?;
 
     storage.replace(path, &descriptor.to_bytes())?;
     let committed = check(storage, &entries, path, dek).and_then(|()| {
@@ -71,13 +68,32 @@ pub fn adopt(
     });
     if let Err(error) = committed {
         // What storage shows decides: the replacement may have happened before it failed.
-        if Entries::read_vmx(storage, vmx)?.bundle() != record.new_bundle.as_deref() {
+        if Entries::read_vmx(storage, vmx)?.bundle() != Some(&new_bundle) {
             storage.remove(path)?;
             storage.sync_folder(&path.folder())?;
         }
         return Err(error);
     }
     Ok(id)
+}
+
+/// The VMX whose bundle knows the disk, and that bundle.
+pub(crate) fn vmx_with_disk(
+    vmx: &StoragePath,
+    entries: &Entries,
+    secrets: &VmSecrets,
+    path: &StoragePath,
+    id: DiskId,
+    keys: &mut dyn KeySource,
+) -> Result<(Zeroizing<Vec<u8>>, String), Error> {
+    let old_bundle = entries.key_list()?.ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
+    let rng = &mut system_rng();
+    let mut new = secrets.successor(rng)?;
+    new.set_disk(path.as_str(), id);
+    let bundle = relock(&old_bundle, &new.to_bytes(), vmx, keys)?.to_string();
+    let mut record = Record::begin(Operation::Encrypt, vmx.as_str(), random_id(rng)?);
+    record.new_bundle = Some(bundle.clone());
+    Ok((new_vmx(entries.dictionary().clone(), &record)?, bundle))
 }
 
 /// The new disk opens, and its files are its own.

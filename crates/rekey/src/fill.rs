@@ -146,6 +146,17 @@ pub(crate) fn open_idle(
     vmx: &StoragePath,
     keys: &mut dyn KeySource,
 ) -> Result<(Entries, VmSecrets), Error> {
+    let (entries, secrets) = open_idle_in_part(storage, vmx, keys)?;
+    check_members(storage, &entries, vmx, &secrets)?;
+    Ok((entries, secrets))
+}
+
+/// The same of a VM whose disks need not all be there.
+pub(crate) fn open_idle_in_part(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+) -> Result<(Entries, VmSecrets), Error> {
     if let Some(record) = Record::read(storage, vmx)? {
         let (operation, committed) = (record.claims().operation, record.claims().phase == Phase::Publish);
         return Err(Error::Pending { vmx: vmx.to_string(), operation, committed, running: false });
@@ -162,7 +173,6 @@ pub(crate) fn open_idle(
     }
     let list = entries.bundle().ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
     let secrets = open_bundle(list, vmx.as_str(), keys)?;
-    check_members(storage, &entries, vmx, &secrets)?;
     Ok((entries, secrets))
 }
 

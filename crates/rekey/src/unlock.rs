@@ -1,8 +1,8 @@
 //! Opens an encrypted VM with the keys of its provider.
 
-use vmseal_disk::{Disk, DiskCipher, Encryption};
+use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption};
 use vmseal_formats::envelope;
-use vmseal_keys::KeySource;
+use vmseal_keys::{KeyId, KeySource};
 use vmseal_storage::{Access, Storage, StoragePath};
 use zeroize::Zeroizing;
 
@@ -35,6 +35,38 @@ pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
     let secrets = open_bundle(list, vmx.as_str(), keys)?;
     check_members(storage, &entries, vmx, &secrets)?;
     Ok(Unlocked { vmx: vmx.clone(), secrets })
+}
+
+/// The same of a VM of which files may be missing or damaged, for [`Unlocked::open_salvage`].
+///
+/// # Errors
+/// As [`unlock`], but for what is wrong with the VM's other files.
+pub fn unlock_damaged(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Unlocked, Error> {
+    check_nothing_pending(storage, vmx)?;
+    let entries = Entries::read_vmx(storage, vmx)?;
+    let list = entries.bundle().ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
+    Ok(Unlocked { vmx: vmx.clone(), secrets: open_bundle(list, vmx.as_str(), keys)? })
+}
+
+/// The KEKs that open the VM and, as far as they can be read, its disk `path`.
+///
+/// # Errors
+/// Where the VMX cannot be read.
+pub fn key_ids(storage: &dyn Storage, vmx: &StoragePath, path: &StoragePath) -> Result<Vec<KeyId>, Error> {
+    let mut ids = Entries::read_vmx(storage, vmx)?.key_list()?.map_or_else(Vec::new, |list| list.key_ids());
+    let survey = crate::survey(storage, vmx).ok();
+    for disk in survey.iter().flat_map(|inventory| &inventory.disks) {
+        ids.extend(disk.encryption.key_ids().iter().cloned());
+        ids.extend(disk.links.iter().flat_map(|link| link.encryption.key_ids()).cloned());
+    }
+    if let Ok((descriptor, _)) = DiskLayout::read_descriptor(storage, path)
+        && let Ok(Some(encryption)) = Encryption::from_descriptor(&descriptor)
+    {
+        ids.extend(encryption.keys().key_ids());
+    }
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
 }
 
 /// Opens a disk of the VM that is in the clear, with all of its parents, by the path of its descriptor relative to the storage root.

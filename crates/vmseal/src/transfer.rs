@@ -2,9 +2,11 @@
 
 mod digest_list;
 mod export;
+mod import;
 mod part;
 mod range_map;
 
 pub use digest_list::DigestList;
 pub use export::{Export, Exported};
+pub use import::{Import, Imported};
 pub use range_map::{RangeMap, RangeState};

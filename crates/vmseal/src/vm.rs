@@ -132,12 +132,66 @@ impl<'s> Vm<'s> {
         Disk::open_salvage(self.storage, &StoragePath::new(path)?, &mut |_, _| Ok(None))
     }
 
+    /// Opens a disk for reading, whether the VM is encrypted or in the clear.
+    ///
+    /// # Errors
+    /// As [`unlock`](Self::unlock), [`UnlockedVm::open_disk`] and [`open_plain_disk`](Self::open_plain_disk).
+    pub fn open_any_disk(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        self.open_any(path, Access::Read, keys)
+    }
+
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    ///
+    /// # Errors
+    /// As [`open_any_disk`](Self::open_any_disk); where an operation is at work.
+    pub fn open_any_disk_for_writing(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        self.open_any(path, Access::ReadWrite, keys)
+    }
+
+    fn open_any(&self, path: &str, access: Access, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        let path = StoragePath::new(path)?;
+        match vmseal_rekey::unlock(self.storage, &self.vmx, keys) {
+            Ok(unlocked) => unlocked.open_disk(self.storage, &path, access, keys),
+            Err(Error::NotEncrypted { .. }) => vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &path, access),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens what is left of a damaged disk for reading: see [`Disk::open_salvage`].
+    ///
+    /// # Errors
+    /// Where the VM's bundle or the disk's key does not open, or its descriptor cannot be understood.
+    pub fn open_salvage(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        let path = StoragePath::new(path)?;
+        match vmseal_rekey::unlock_damaged(self.storage, &self.vmx, keys) {
+            Ok(unlocked) => unlocked.open_salvage(self.storage, &path, keys),
+            Err(Error::NotEncrypted { .. }) => Disk::open_salvage::<Error>(self.storage, &path, &mut |_, _| Ok(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The KEKs that open the VM and its disk `path`, by ID.
+    ///
+    /// # Errors
+    /// Where the VMX cannot be read.
+    pub fn key_ids(&self, path: &str) -> Result<Vec<vmseal_keys::KeyId>, Error> {
+        vmseal_rekey::key_ids(self.storage, &self.vmx, &StoragePath::new(path)?)
+    }
+
     /// The VM as the planner sees it.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn inventory(&self) -> Result<Inventory, Error> {
         vmseal_rekey::survey(self.storage, &self.vmx)
+    }
+
+    pub(crate) fn storage(&self) -> &'s dyn Storage {
+        self.storage
+    }
+
+    pub(crate) fn vmx_path(&self) -> &StoragePath {
+        &self.vmx
     }
 
     /// The VMX, relative to the storage root.

@@ -154,7 +154,7 @@ fn a_fill_that_is_cut_off_anywhere_changes_nothing_of_what_is_read() {
             if let Some(pending) = pending(&storage, &vmx()).unwrap() {
                 was_pending[usize::from(pending.committed)] += 1;
                 if at % 2 == 0 && !pending.committed {
-                    rollback(&storage, &vmx()).unwrap();
+                    rollback(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
                 } else {
                     resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap();
                 }

@@ -5,9 +5,9 @@
 mod chains;
 mod crashes;
 mod engine;
+mod filling;
 mod in_place;
 mod open_chains;
-mod filling;
 mod planner;
 mod records;
 mod testing;

@@ -4,8 +4,8 @@ use core::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use sha2::{Digest, Sha256};
 use rand_core::TryRng;
+use sha2::{Digest, Sha256};
 use vmseal_disk::Disk;
 use vmseal_keys::system_rng;
 use vmseal_rekey::{Error, Progress, Watch};
@@ -21,7 +21,7 @@ use crate::transfer::range_map::{RangeMap, RangeState};
 /// The bytes between two points to which an interrupted export can return.
 const CHECKPOINT_LEN: u64 = 512 << 20;
 /// What a worker reads at once.
-const CHUNK_LEN: usize = 1 << 20;
+pub(crate) const CHUNK_LEN: usize = 1 << 20;
 
 /// An export of a disk's content. Holes stay holes.
 pub struct Export<'a> {
@@ -136,7 +136,8 @@ impl<'a> Export<'a> {
         for block in 0..noted.len() {
             let Some(expected) = noted.get(block) else { break };
             let is_unchanged = self.since.and_then(|since| since.get(block)) == Some(expected);
-            let found = if is_unchanged { *expected } else { file_digest(part, noted.block_range(block), &mut buffer)? };
+            let found =
+                if is_unchanged { *expected } else { file_digest(part, noted.block_range(block), &mut buffer)? };
             if found != *expected {
                 break;
             }
@@ -224,7 +225,12 @@ impl<'a> Export<'a> {
     }
 
     /// Fills `buffer` with a chunk of the disk, and says whether there is anything but zeros.
-    fn read(&self, buffer: &mut Vec<u8>, chunk: &Range<u64>, unreadable: &mut Vec<Range<u64>>) -> Result<bool, FileError> {
+    fn read(
+        &self,
+        buffer: &mut Vec<u8>,
+        chunk: &Range<u64>,
+        unreadable: &mut Vec<Range<u64>>,
+    ) -> Result<bool, FileError> {
         buffer.resize((chunk.end - chunk.start) as usize, 0);
         if self.salvage {
             unreadable.extend(self.disk.salvage_read(buffer, chunk.start).map_err(Error::Disk)?);
@@ -239,7 +245,11 @@ impl<'a> Export<'a> {
 }
 
 /// The digest of a block of a file.
-pub(crate) fn file_digest(file: &dyn File, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<[u8; DIGEST_LEN], FileError> {
+pub(crate) fn file_digest(
+    file: &dyn File,
+    range: Range<u64>,
+    buffer: &mut Vec<u8>,
+) -> Result<[u8; DIGEST_LEN], FileError> {
     let mut hash = Sha256::new();
     let mut is_zeros = true;
     for chunk in chunks(&range) {
@@ -255,7 +265,7 @@ pub(crate) fn file_digest(file: &dyn File, range: Range<u64>, buffer: &mut Vec<u
     Ok(if is_zeros { ZEROS } else { hash.finalize().into() })
 }
 
-fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+pub(crate) fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let end = range.end;
     (range.start..end).step_by(CHUNK_LEN).map(move |start| start..end.min(start + CHUNK_LEN as u64))
 }

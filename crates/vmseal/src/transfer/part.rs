@@ -68,7 +68,8 @@ impl<'s> Part<'s> {
     /// Makes what was copied durable, then notes it.
     pub(crate) fn checkpoint(&mut self, digests: &DigestList) -> Result<(), FileError> {
         self.file.sync()?;
-        let new: Vec<u8> = (self.noted..digests.len()).filter_map(|block| digests.get(block)).flatten().copied().collect();
+        let new: Vec<u8> =
+            (self.noted..digests.len()).filter_map(|block| digests.get(block)).flatten().copied().collect();
         self.state.write_at(&new, HEADER_LEN + self.noted * DIGEST_LEN as u64)?;
         self.state.sync()?;
         self.noted = digests.len();

@@ -57,7 +57,9 @@ impl RangeMap {
     /// The map file: a status line and a line for each range, numbers in hexadecimal (GNU ddrescue manual, "Mapfile structure").
     pub fn to_text(&self) -> String {
         let end = self.ranges.last().map_or(0, |(range, _)| range.end);
-        let mut text = format!("# Mapfile. Created by vmseal\n# current_pos  current_status  current_pass\n0x{end:X}  +  1\n# pos  size  status\n");
+        let mut text = format!(
+            "# Mapfile. Created by vmseal\n# current_pos  current_status  current_pass\n0x{end:X}  +  1\n# pos  size  status\n"
+        );
         for (range, state) in &self.ranges {
             // Writing to a string does not fail.
             let _ = writeln!(text, "0x{:X}  0x{:X}  {}", range.start, range.end - range.start, state.character());
@@ -75,7 +77,8 @@ impl RangeMap {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
         // The first line that is no comment is about ddrescue's own progress.
         for (index, line) in lines.skip(1) {
-            let wrong = |what: &str| FileError::Refused { path: name.to_owned(), what: format!("line {}: {what}", index + 1) };
+            let wrong =
+                |what: &str| FileError::Refused { path: name.to_owned(), what: format!("line {}: {what}", index + 1) };
             let mut fields = line.split_whitespace();
             let mut number = || fields.next().and_then(parse_number);
             let (Some(start), Some(len)) = (number(), number()) else {
