@@ -179,6 +179,21 @@ fn a_fill_that_is_cut_off_anywhere_changes_nothing_of_what_is_read() {
 }
 
 #[test]
+fn a_policy_that_somebody_else_wrote_is_noticed() {
+    let mut keys = TestKeys::new();
+    let storage = Memory::new();
+    make(&storage);
+    encrypt(&storage, &mut keys);
+    fill(&storage, &vmx(), &disk("flat"), &mut keys, &mut Unwatched).unwrap();
+    let text = String::from_utf8(storage.read(&disk("flat"), 1 << 20).unwrap()).unwrap();
+    let altered = text.replace("holes = \"fill\"", "holes = \"zero\"");
+    assert_ne!(altered, text);
+    storage.replace(&disk("flat"), altered.as_bytes()).unwrap();
+    let error = verify(&storage, &vmx(), &mut keys).unwrap_err().to_string();
+    assert!(error.contains("vmseal.holes"), "{error}");
+}
+
+#[test]
 fn a_fill_that_is_stopped_leaves_nothing_pending() {
     let mut keys = TestKeys::new();
     let storage = Memory::new();
