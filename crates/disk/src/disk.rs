@@ -11,9 +11,9 @@ use crate::cipher::DiskCipher;
 use crate::damage::OnDamage;
 use crate::encryption::Encryption;
 use crate::error::Error;
+use crate::holes::sync_for_holes;
 use crate::layout::{DescriptorPlace, DiskLayout, SECTOR_LEN};
 use crate::link::Link;
-use crate::link_write::sync_for_holes;
 use crate::parent::{LinkCiphers, check_cipher, open_links};
 
 /// An open virtual disk. Positions and lengths are bytes of the guest's disk.

@@ -1,11 +1,11 @@
 //! Where the bytes of a disk lie: its descriptor, and the files of its extents.
 
-use vmseal_formats::{Access as ExtentAccess, CowdHeader, Descriptor, ExtentKind, SeSparseHeader, SparseHeader};
-use vmseal_formats::{cowd, se_sparse, stream_optimized};
+use vmseal_formats::{Access as ExtentAccess, Descriptor, ExtentKind, SparseHeader};
 use vmseal_storage::{Access, File, Kind, Storage, StoragePath};
 
 use crate::error::Error;
 use crate::pieces::{Piece, PieceKind};
+use crate::read_only::ReadOnlyHeader;
 use crate::unit::UnitSize;
 
 pub(crate) const SECTOR_LEN: u64 = 512;
@@ -67,65 +67,6 @@ pub(crate) enum Place {
     Zero,
     /// Nowhere: only salvage knows of it.
     Missing,
-}
-
-/// The header of an extent that is read and never written.
-#[derive(Clone, Debug)]
-pub(crate) enum ReadOnlyHeader {
-    Cowd(CowdHeader),
-    SeSparse(SeSparseHeader),
-    /// The one at the end of a streamOptimized file.
-    Stream(Box<SparseHeader>),
-}
-
-impl ReadOnlyHeader {
-    fn parse(file: &dyn File, path: &StoragePath, kind: ExtentKind) -> Result<Self, Error> {
-        let format = |source| Error::Format { path: path.to_string(), source };
-        Ok(match kind {
-            ExtentKind::VmfsSparse => {
-                Self::Cowd(CowdHeader::parse(&read_start(file, cowd::HEADER_LEN)?).map_err(format)?)
-            }
-            ExtentKind::SeSparse => {
-                Self::SeSparse(SeSparseHeader::parse(&read_start(file, se_sparse::HEADERS_LEN)?).map_err(format)?)
-            }
-            _ => {
-                let header = SparseHeader::parse(&read_start(file, SECTOR_LEN as usize)?).map_err(format)?;
-                if !header.is_at_end() {
-                    return Ok(Self::Stream(Box::new(header)));
-                }
-                let len_bytes = file.len()?;
-                let end_len = len_bytes.min(stream_optimized::FOOTER_FROM_END);
-                let mut end = vec![0; usize::try_from(end_len).unwrap_or(0)];
-                file.read_at(&mut end, len_bytes - end_len)?;
-                Self::Stream(Box::new(SparseHeader::parse_footer(&end, len_bytes).map_err(format)?))
-            }
-        })
-    }
-
-    /// What it is called.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Cowd(_) => "a COWD extent (vmfsSparse)",
-            Self::SeSparse(_) => "an SESparse extent",
-            Self::Stream(_) => "a streamOptimized extent",
-        }
-    }
-
-    fn capacity_sectors(&self) -> u64 {
-        match self {
-            Self::Cowd(header) => header.capacity_sectors.into(),
-            Self::SeSparse(header) => header.capacity_sectors,
-            Self::Stream(header) => header.capacity_sectors,
-        }
-    }
-
-    fn grain_sectors(&self) -> u64 {
-        match self {
-            Self::Cowd(header) => header.grain_sectors.into(),
-            Self::SeSparse(header) => header.grain_sectors(),
-            Self::Stream(header) => header.grain_sectors,
-        }
-    }
 }
 
 impl Place {
@@ -312,6 +253,10 @@ impl DiskLayout {
             let what = format!("it has {} extents, and no disk has more than {EXTENTS_MAX}", extents.len());
             return Err(Error::Unsupported { path: self.path.to_string(), what });
         }
+        if self.descriptor.kind().is_none() && damage.is_none() {
+            let what = format!("createType {:?} is not known; convert the disk first", self.descriptor.create_type());
+            return Err(Error::Unsupported { path: self.path.to_string(), what });
+        }
         let mut virtual_byte: u64 = 0;
         let mut placed = Vec::with_capacity(extents.len());
         for extent in extents {
@@ -439,7 +384,7 @@ fn parse_header(path: &StoragePath, start: &[u8]) -> Result<SparseHeader, Error>
 }
 
 /// The first `len` bytes of a file, or all of a shorter one.
-fn read_start(file: &dyn File, len: usize) -> Result<Vec<u8>, Error> {
+pub(crate) fn read_start(file: &dyn File, len: usize) -> Result<Vec<u8>, Error> {
     let mut start = vec![0; len.min(usize::try_from(file.len()?).unwrap_or(usize::MAX))];
     file.read_at(&mut start, 0)?;
     Ok(start)

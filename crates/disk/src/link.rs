@@ -3,7 +3,7 @@
 use core::ops::Range;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use vmseal_formats::Access as ExtentAccess;
 use vmseal_storage::{Access, File, Storage, StoragePath};
@@ -14,7 +14,8 @@ use crate::damage::OnDamage;
 use crate::encryption::{Encryption, HolePolicy};
 use crate::error::Error;
 use crate::grains::{Grain, GrainMap};
-use crate::layout::{DiskLayout, Place, ReadOnlyHeader};
+use crate::layout::{DiskLayout, Place};
+use crate::read_only::ReadOnlyHeader;
 use crate::sparse::GrainExtent;
 use crate::stream::StreamExtent;
 
@@ -30,9 +31,9 @@ pub(crate) struct Link {
     /// Whether zeros are enciphered where a hole would do.
     pub(crate) fills: bool,
     /// Whether bytes may be missing, and what storage says of holes is not to be trusted.
-    is_salvage: bool,
+    pub(crate) is_salvage: bool,
     /// Whether everything that was written is on storage, so that storage tells holes truly.
-    synced: AtomicBool,
+    pub(crate) synced: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -178,73 +179,6 @@ impl Link {
         parent.read(grandparents, below, offset, damage)
     }
 
-    /// The next range at or after `offset` and before `end` that may hold something else than zeros.
-    pub(crate) fn next_data(&self, parents: &[Self], offset: u64, end: u64) -> Result<Option<Range<u64>>, Error> {
-        let end = end.min(self.size_bytes);
-        let mut at = offset;
-        while at < end {
-            let extent = &self.extents[self.extent_index(at)];
-            let within = at - extent.virtual_byte;
-            let wanted = (end - at).min(extent.len_bytes - within);
-            let run = match self.run(extent, within, wanted) {
-                // What is lost has to be read, so that its loss is told.
-                Err(_) if self.is_salvage => return Ok(Some(at..at + wanted.min(extent.unknown_len(within)))),
-                run => run?,
-            };
-            let here = at..at + run.1;
-            let data = match run.0 {
-                Source::Zero => None,
-                Source::Absent => match parents.split_first() {
-                    Some((parent, grandparents)) => parent.next_data(grandparents, here.start, here.end)?,
-                    None => None,
-                },
-                Source::File(..) | Source::Grains(..) if self.is_salvage => Some(here.clone()),
-                Source::File(file, byte) => self.stored_data(file, byte, &here)?,
-                Source::Grains(grains, byte) => self.stored_data(grains.file(), byte, &here)?,
-                Source::Stream(..) => Some(here.clone()),
-            };
-            if data.is_some() {
-                return Ok(data);
-            }
-            at = here.end;
-        }
-        Ok(None)
-    }
-
-    /// Makes storage tell holes truly: what was written and is not on storage yet may look like one.
-    pub(crate) fn sync_for_holes(&self) -> Result<(), Error> {
-        if self.synced.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let synced = self.extents.iter().try_for_each(|extent| match &extent.body {
-            Body::Flat { file, .. } => file.sync(),
-            Body::Grains(grains) => grains.file().sync(),
-            Body::Stream(stream) => stream.file().sync(),
-            Body::Zero | Body::Missing { .. } => Ok(()),
-        });
-        if synced.is_err() {
-            self.synced.store(false, Ordering::Release);
-        }
-        Ok(synced?)
-    }
-
-    pub(crate) fn mark_unsynced(&mut self) {
-        *self.synced.get_mut() = false;
-    }
-
-    /// The first part of `here`, which lies in a file from `byte` on, that is no hole there, in whole data units.
-    fn stored_data(&self, file: &dyn File, byte: u64, here: &Range<u64>) -> Result<Option<Range<u64>>, Error> {
-        let unit = self.cipher.as_ref().map(DiskCipher::unit);
-        // A data unit of which any byte is stored has other bytes for the guest everywhere.
-        let start = unit.map_or(here.start, |unit| unit.around(here, self.size_bytes).start);
-        let Some(data) = file.next_data(byte + start - here.start)? else { return Ok(None) };
-        let guest = |at: u64| (at + here.start).saturating_sub(byte);
-        let found = guest(data.start).max(start)..guest(data.end).max(start);
-        let found = unit.map_or(found.clone(), |unit| unit.around(&found, self.size_bytes));
-        let found = found.start.max(here.start)..found.end.min(here.end);
-        Ok((found.start < found.end).then_some(found))
-    }
-
     /// Where the bytes from `within` of an extent on lie, and how many of `len_bytes` lie so.
     pub(crate) fn run<'l>(
         &self,
@@ -361,7 +295,7 @@ impl Source<'_> {
 
 impl OpenExtent {
     /// How much of the extent from `within` on shares the fate of the byte there, where nothing is known of that.
-    fn unknown_len(&self, within: u64) -> u64 {
+    pub(crate) fn unknown_len(&self, within: u64) -> u64 {
         match &self.body {
             Body::Grains(grains) => grains.grain_len() - within % grains.grain_len(),
             Body::Stream(stream) => stream.grain_len() - within % stream.grain_len(),

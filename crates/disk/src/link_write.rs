@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::damage::OnDamage;
 use crate::error::Error;
+use crate::holes::{data_in, sync_for_holes};
 use crate::link::{Body, Link, Source};
 use crate::sparse::GrainExtent;
 
@@ -290,24 +291,6 @@ impl Source<'_> {
             }
         }
     }
-}
-
-/// Makes storage tell the holes of a chain truly.
-pub(crate) fn sync_for_holes(links: &[Link]) -> Result<(), Error> {
-    links.iter().try_for_each(Link::sync_for_holes)
-}
-
-/// The parts of a range in which a chain may hold something else than zeros.
-fn data_in(links: &[Link], range: Range<u64>) -> Result<Vec<Range<u64>>, Error> {
-    sync_for_holes(links)?;
-    let mut found = Vec::new();
-    let Some((link, parents)) = links.split_first() else { return Ok(found) };
-    let mut at = range.start;
-    while let Some(data) = link.next_data(parents, at, range.end)? {
-        at = data.end;
-        found.push(data);
-    }
-    Ok(found)
 }
 
 /// Copies what lies in `bytes`, which begin at byte `start` of the disk, of `data`, which begins at byte `at`.

@@ -8,13 +8,16 @@ use vmseal_storage::{Access, Memory, Storage};
 
 use crate::links::{Grains, Keys, Kind, NewLink, path, read_all};
 
-const SIZE: usize = 64 << 20;
+/// Two tables of grains of 8 KiB.
+const SIZE: usize = 8 << 20;
+const GRAIN: u64 = 8192;
 
-/// A sparse disk of 64 MiB, two tables, written throughout its first half and at its end; what it holds.
+/// A sparse disk, written throughout its first half and at its end; what it holds.
 fn sparse(encryption: Option<UnitSize>) -> (Memory, Keys, Vec<u8>, SparseHeader) {
     let storage = Memory::new();
     let mut keys = Keys::default();
     let mut new = NewLink::new("a", Kind::Monolithic, SIZE as u64 / 512, None);
+    new.grain_sectors = GRAIN / 512;
     new.encryption = encryption.map(|unit| (unit, HolePolicy::Zero));
     new.make(&storage, &mut keys, &Grains::new());
     let mut disk = keys.open(&storage, &path("a.vmdk"), Access::ReadWrite);
@@ -93,7 +96,7 @@ fn grains_that_neither_directory_names_are_told() {
         write(&storage, "a.vmdk", (sector + 1) * 512 + 4 * 10, &[0xee; 12]);
     }
     let lost = salvage(&keys.salvage(&storage, &path("a.vmdk")), &all);
-    assert_eq!(lost, [655_360..851_968]);
+    assert_eq!(lost, [10 * GRAIN..13 * GRAIN]);
     assert!(keys.open(&storage, &path("a.vmdk"), Access::Read).read_at(&mut vec![0; SIZE], 0).is_err());
 }
 
@@ -101,12 +104,12 @@ fn grains_that_neither_directory_names_are_told() {
 fn a_file_that_is_cut_off_gives_what_is_left() {
     let (storage, keys, all, _) = sparse(Some(UnitSize::B4096));
     let file = storage.open(&path("a.vmdk"), Access::ReadWrite).unwrap();
-    // The last two grains hold the end of the disk; 10000 bytes are left of the last but one.
-    let cut = file.len().unwrap() - 2 * 65_536 + 10_000;
+    // The last two grains of the file hold the end of the disk; 5000 bytes are left of the last but one.
+    let cut = file.len().unwrap() - 2 * GRAIN + 5000;
     file.set_len(cut).unwrap();
     let lost = salvage(&keys.salvage(&storage, &path("a.vmdk")), &all);
-    let first = SIZE as u64 - 2 * 65_536;
-    assert_eq!(lost, [first + 8192..SIZE as u64]);
+    let first = SIZE as u64 - 2 * GRAIN;
+    assert_eq!(lost, [first + 4096..SIZE as u64]);
 }
 
 #[test]
