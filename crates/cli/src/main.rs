@@ -16,6 +16,7 @@ mod password;
 mod plan_report;
 mod progress;
 mod provider;
+mod serve;
 mod status;
 mod tour;
 mod tour_check;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
         Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
+        Command::Serve(args) => serve::run(&cli, args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -2,7 +2,7 @@
 //!
 //! What is served is anything that implements [`Export`]; [`Server`] speaks the protocol on the connections of a listener, or on any
 //! [`Stream`]. Fixed newstyle negotiation, structured replies, block status (`base:allocation`), FUA, TRIM, WRITE_ZEROES, several
-//! connections to one export, and with the feature `tls` STARTTLS with or without client certificates. Section names in this crate's
+//! connections to one export, STARTTLS with or without client certificates (rustls with AWS-LC's cryptography). Section names in this crate's
 //! pages are those of the [protocol's text](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md).
 //!
 //! ```
@@ -61,7 +61,6 @@ mod options;
 mod server;
 mod socket;
 mod stream;
-#[cfg(feature = "tls")]
 mod tls;
 mod transmission;
 mod wire;
@@ -70,6 +69,5 @@ pub use export::Export;
 pub use listener::{BindError, Listener, UnixSocket};
 pub use server::{Server, Stop};
 pub use stream::Stream;
-#[cfg(feature = "tls")]
 pub use tls::{TlsError, TlsSettings};
 pub use wire::{EXPORT_NAME_LEN_MAX, REQUEST_LEN_MAX};

@@ -17,7 +17,6 @@ const BACKLOG: i32 = 64;
 
 /// A socket that clients connect to.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Listener {
     /// TCP. Without TLS everyone who reaches the port is let in.
     Tcp(TcpListener),

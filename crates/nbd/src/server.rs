@@ -14,7 +14,6 @@ use crate::handshake::{Agreed, Ending, Offer, Security, greet, haggle};
 use crate::listener::Listener;
 use crate::socket::Socket;
 use crate::stream::Stream;
-#[cfg(feature = "tls")]
 use crate::tls::{TlsSettings, TlsStream};
 use crate::transmission::{Transmission, lock};
 use crate::wire::EXPORT_NAME_LEN_MAX;
@@ -30,7 +29,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server<'e> {
     export: &'e dyn Export,
     name: String,
-    #[cfg(feature = "tls")]
     tls: Option<TlsSettings>,
     watch: Box<dyn Fn(&str) + Send + Sync + 'e>,
 }
@@ -67,13 +65,7 @@ impl<'e> Server<'e> {
     /// Serves `export` as the default export (the empty name), in the clear.
     pub fn new(export: &'e dyn Export) -> Self {
         let watch = Box::new(|_: &str| {});
-        Self {
-            export,
-            name: String::new(),
-            #[cfg(feature = "tls")]
-            tls: None,
-            watch,
-        }
+        Self { export, name: String::new(), tls: None, watch }
     }
 
     /// Gives the export a name besides, by which clients may ask for it, and which they are told.
@@ -90,7 +82,6 @@ impl<'e> Server<'e> {
     }
 
     /// Requires TLS of every client.
-    #[cfg(feature = "tls")]
     #[must_use]
     pub fn with_tls(mut self, settings: TlsSettings) -> Self {
         self.tls = Some(settings);
@@ -165,16 +156,12 @@ impl<'e> Server<'e> {
 
     fn serve_connection(&self, stream: &dyn Stream, stopping: &AtomicBool) -> io::Result<()> {
         let offer = Offer { name: &self.name, export: self.export };
-        #[cfg(feature = "tls")]
         let security = if self.tls.is_some() { Security::Required } else { Security::None };
-        #[cfg(not(feature = "tls"))]
-        let security = Security::None;
         let wants_zeroes = greet(stream, security)?;
         match haggle(stream, &offer, security, wants_zeroes)? {
             Ending::Left => Ok(()),
             Ending::Transmission(agreed) => self.transmit(stream, agreed, stopping),
             Ending::StartTls => {
-                #[cfg(feature = "tls")]
                 if let Some(settings) = &self.tls {
                     let stream = TlsStream::accept(stream, settings)?;
                     let served = match haggle(&stream, &offer, Security::Active, wants_zeroes) {

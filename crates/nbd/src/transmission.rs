@@ -324,7 +324,13 @@ impl<'s> Transmission<'s> {
             _ => "discarding",
         };
         let (len, offset) = (request.len, request.offset);
-        (self.watch)(&format!("{what} {len} bytes at byte {offset} failed: {error}"));
+        let mut text = format!("{what} {len} bytes at byte {offset} failed: {error}");
+        let mut source = core::error::Error::source(error);
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        (self.watch)(&text);
         let code = match error.kind() {
             io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull => error::ENOSPC,
             io::ErrorKind::InvalidInput => error::EINVAL,

@@ -49,8 +49,13 @@
 
 #![forbid(unsafe_code)]
 
+mod attached_to;
+#[cfg(feature = "nbd")]
+mod disk_holes;
 pub mod envelope_file;
 mod file_error;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 mod output_file;
 mod report;
 mod vm;

@@ -123,12 +123,25 @@ impl<'s> Vm<'s> {
         vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
     }
 
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    ///
+    /// # Errors
+    /// As [`open_plain_disk`](Self::open_plain_disk); where an operation is at work.
+    pub fn open_plain_disk_for_writing(&self, path: &str) -> Result<Disk<'s>, Error> {
+        vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::ReadWrite)
+    }
+
     /// The VM as the planner sees it.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn inventory(&self) -> Result<Inventory, Error> {
         vmseal_rekey::survey(self.storage, &self.vmx)
+    }
+
+    #[cfg(feature = "nbd")]
+    pub(crate) fn storage(&self) -> &'s dyn Storage {
+        self.storage
     }
 
     /// The VMX, relative to the storage root.
