@@ -23,8 +23,8 @@ pub(crate) fn descriptors(export: &dyn Export, offset: u64, len: u32, only_one: 
             break;
         }
         let data = match export.next_data(at)? {
-            Some(data) if data.start < end && data.end > at => data.start.max(at)..data.end.min(end),
-            // Only zeros up to the end, or an answer that is none.
+            Some(data) if data.end <= at => at..end, // no answer: it may be anything
+            Some(data) if data.start < end => data.start.max(at)..data.end.min(end),
             _ => end..end,
         };
         push(&mut descriptors, data.start - at, HOLE);

@@ -30,7 +30,7 @@ use crate::disk_holes::{DISCARD_GIVES_ROOM_BACK, discard, each_piece, next_data}
 use crate::file_error::FileError;
 use crate::vm::Vm;
 
-/// Of a disk that is served: beside its descriptor.
+/// Of a VM, as operations take it, and of a disk that is served: beside the VMX, and beside the descriptor.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
 
 /// What clients may do with a disk.
@@ -49,15 +49,15 @@ pub struct DiskExport<'d> {
     access: DiskAccess,
     /// A flush failed: what was written since the one before may be lost, and nobody may believe otherwise.
     is_broken: AtomicBool,
-    /// Keeps other servers of the disk away that would not see what this one writes.
-    _lock: Option<Box<dyn Lock>>,
+    /// Keep operations on the VM away, and other servers of the disk that would not see what this one writes.
+    _locks: [Option<Box<dyn Lock>>; 2],
 }
 
 impl<'d> DiskExport<'d> {
     /// Opens a disk of `vm` by its descriptor's path relative to the storage root.
     ///
-    /// For writing the VM has to be powered off and the disk attached to it alone; no operation on the VM, and no other server of the
-    /// disk, begins while it is open. Several may read it at once.
+    /// No operation on the VM begins while it is open. For writing the VM has to be powered off and the disk attached to it alone, and no
+    /// other server of the disk begins; several may read it at once.
     ///
     /// # Errors
     /// [`FileError::Refused`] where these rules forbid it; [`FileError::Vm`] where an operation is pending, no key opens the disk, or it is missing or damaged.
@@ -91,7 +91,10 @@ impl<'d> DiskExport<'d> {
                 }
             }
         }
-        let lock = lock_disk(vm, &path, access)?;
+        // Before the disk is opened: what it says of its keys and tables stays true.
+        let exclusive = if access == DiskAccess::Write { LockMode::Exclusive } else { LockMode::Shared };
+        let vmx = StoragePath::new(vm.path())?;
+        let locks = [lock(vm, &vmx, LockMode::Shared, access)?, lock(vm, &path, exclusive, access)?];
         let disk = match (inventory.encryption.is_none(), access) {
             (true, DiskAccess::Read) => vm.open_plain_disk(path.as_str())?,
             (true, DiskAccess::Write) => vm.open_plain_disk_for_writing(path.as_str())?,
@@ -99,7 +102,7 @@ impl<'d> DiskExport<'d> {
             (false, DiskAccess::Write) => vm.unlock(keys)?.open_disk_for_writing(path.as_str())?,
         };
         let size_bytes = disk.size_bytes();
-        Ok(Self { disk: RwLock::new(disk), size_bytes, access, is_broken: AtomicBool::new(false), _lock: lock })
+        Ok(Self { disk: RwLock::new(disk), size_bytes, access, is_broken: AtomicBool::new(false), _locks: locks })
     }
 
     fn read(&self) -> io::Result<RwLockReadGuard<'_, Disk<'d>>> {
@@ -170,11 +173,15 @@ impl core::fmt::Debug for DiskExport<'_> {
     }
 }
 
-fn lock_disk(vm: &Vm<'_>, path: &StoragePath, access: DiskAccess) -> Result<Option<Box<dyn Lock>>, FileError> {
-    let mode = if access == DiskAccess::Write { LockMode::Exclusive } else { LockMode::Shared };
+fn lock(
+    vm: &Vm<'_>,
+    path: &StoragePath,
+    mode: LockMode,
+    access: DiskAccess,
+) -> Result<Option<Box<dyn Lock>>, FileError> {
     match vm.storage().lock(&path.with_suffix(LOCK_SUFFIX), mode) {
         Ok(lock) => Ok(Some(lock)),
-        // Where nothing can be written, nobody writes the disk.
+        // Where nothing can be written, nobody works on the VM.
         Err(StorageError::ReadOnly { .. } | StorageError::PermissionDenied { .. }) if access == DiskAccess::Read => {
             Ok(None)
         }

@@ -142,6 +142,8 @@ fn nothing_else_works_on_the_disk_meanwhile() {
     run_peer("qemu-img", &["compare", "-f", "raw", "-F", "raw", &first.uri, &second.uri]);
     second.end();
     assert_eq!(again("flat.vmdk").status, 3);
+    // Data that is converted where it lies would be read under the wrong key.
+    assert!(vm.run(&["recrypt", "VM", "--deep"]).stderr.contains("is locked"));
     first.end();
     vm.assert_whole();
 }

@@ -53,13 +53,19 @@ fn what_was_flushed_survives_a_kill() {
                 .replace("URI", &format!("'{}'", served.uri));
             let mut writer = peer("nbdsh", &["-u", &served.uri, "-c", &script]);
             let mut writer = writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-            let lines = BufReader::new(writer.stdout.take().unwrap()).lines();
-            let reader = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
-            std::thread::sleep(Duration::from_millis(400 + 137 * round));
+            // Some rounds of writes, however fast the machine is, and a moment in the middle of the next.
+            let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines().map(Result::unwrap);
+            let is_round = |line: &&String| line.starts_with("fua");
+            let mut told: Vec<String> = Vec::new();
+            while told.iter().filter(is_round).count() < 4 + 5 * round as usize {
+                told.push(lines.next().unwrap_or_else(|| panic!("the writer ended")));
+            }
+            std::thread::sleep(Duration::from_millis(7 * round));
             served.kill();
+            told.extend(lines);
             writer.wait().unwrap();
             let mut acknowledged = 0;
-            for line in reader.join().unwrap() {
+            for line in told {
                 let words: Vec<&str> = line.split(' ').collect();
                 let (number, block) = (words[1].parse::<u64>().unwrap(), words[2].parse::<usize>().unwrap() / BLOCK);
                 last = number;
