@@ -16,6 +16,7 @@ FILES = {
     "keysafe_open": ["vmx/*.vmx"],
     "locator": [],
     "luks": [],
+    "nbd_server": [],
     "sesparse": [],
     "sparse_header": ["vmdk/*/*.vmdk"],
     "vmem_expand": [],
@@ -81,6 +82,34 @@ def luks2() -> bytes:
         copy[448:480] = hashlib.sha256(copy).digest()
         copies += copy
     return copies
+def nbd_option(option: int, data: bytes = b"") -> bytes:
+    return b"IHAVEOPT" + option.to_bytes(4, "big") + len(data).to_bytes(4, "big") + data
+
+
+def nbd_request(flags: int, command: int, offset: int, length: int, data: bytes = b"") -> bytes:
+    fields = [(0x25609513, 4), (flags, 2), (command, 2), (7, 8), (offset, 8), (length, 4)]
+    return b"".join(number.to_bytes(size, "big") for number, size in fields) + data
+
+
+def nbd_clients() -> list[bytes]:
+    """A first byte for the target, the client's flags, options, requests."""
+    meta = b"\0\0\0\0" + (1).to_bytes(4, "big") + (15).to_bytes(4, "big") + b"base:allocation"
+    structured = nbd_option(8) + nbd_option(9, meta) + nbd_option(10, meta)
+    go = nbd_option(7, b"\0\0\0\4disk\0\2\0\1\0\3")
+    write = nbd_request(1, 1, 4000, 600, bytes(range(200)) * 3)
+    zero = nbd_request(0, 6, 0, 4096) + nbd_request(16, 6, 512, 99999) + nbd_request(2, 6, 7, 7)
+    status = nbd_request(0, 7, 0, 1 << 20) + nbd_request(8, 7, 4100, 5000)
+    read = nbd_request(0, 0, 3999, 70000) + nbd_request(4, 0, 0, 1 << 20) + nbd_request(0, 0, 1 << 20, 0)
+    rest = nbd_request(0, 4, 0, 65536) + nbd_request(0, 3, 0, 0) + nbd_request(0, 2, 0, 0)
+    wrong = nbd_request(9, 99, 2**64 - 1, 2**32 - 1) + nbd_request(0, 1, 2**20 - 1, 2, b"xx") + nbd_request(0, 0, 0, 33 << 20)
+    haggling = nbd_option(3) + nbd_option(5) + nbd_option(6, b"\0\0\0\0\0\1\0\3") + nbd_option(99, b"x" * 40)
+    return [
+        b"\0\0\0\0\3" + structured + go + write + zero + status + read + wrong + rest,
+        b"\1\0\0\0\3" + structured + go + write + zero + status + read + rest,
+        b"\0\0\0\0\3" + haggling + go + write + read + wrong + rest,
+        b"\0\0\0\0\0" + nbd_option(1, b"disk") + write + read + rest,
+        b"\0\0\0\0\3" + haggling + nbd_option(2),
+    ]
 
 
 for target, patterns in FILES.items():
@@ -103,3 +132,5 @@ for index, seed in enumerate([block(7, b"\x02abc\x20\x02\x00d"), block(266, b"\x
 for index, (blocks, number, length) in enumerate([(32, 0, 4096), (256, 2**64 - 3, 65536), (1, 2**128 - 9, 128), (7, 2**32, 5003)]):
     seed = bytes(range(64)) + blocks.to_bytes(2, "little") + number.to_bytes(16, "little") + bytes([index]) + bytes(i % 251 for i in range(length))
     (fuzz / f"corpus/xts_differential/{index}").write_bytes(seed)
+for index, seed in enumerate(nbd_clients()):
+    (fuzz / f"corpus/nbd_server/{index}").write_bytes(seed)

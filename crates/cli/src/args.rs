@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::serve::ServeArgs;
+
 /// Encrypts virtual machines at rest, for any hypervisor, on any storage.
 #[derive(Debug, Parser)]
 #[command(name = "vmseal", version, about, after_help = EXAMPLES, max_term_width = 100)]
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     /// ESXi's encrypted core dumps
     #[command(subcommand)]
     Coredump(CoredumpCommand),
+    /// Serve a VM's disk, decrypted, over NBD until a signal ends it (SIGINT, SIGTERM)
+    Serve(ServeArgs),
     /// Show the main job on a real VM made in a temporary folder
     Tour(TourArgs),
 }
@@ -81,6 +85,7 @@ impl Command {
             Self::Recrypt(args) => args.run.json.json,
             Self::Resume(args) => args.json.json,
             Self::Verify(args) => args.json.json,
+            Self::Serve(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
             Self::Disk(DiskCommand::Export(args)) => args.json.json,

@@ -19,6 +19,7 @@ mod password;
 mod plan_report;
 mod progress;
 mod provider;
+mod serve;
 mod status;
 mod tour;
 mod tour_check;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
         Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
+        Command::Serve(args) => serve::run(&cli, args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

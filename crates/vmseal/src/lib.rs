@@ -49,10 +49,15 @@
 
 #![forbid(unsafe_code)]
 
+mod attached_to;
+#[cfg(feature = "nbd")]
+mod disk_holes;
 pub mod envelope_file;
 mod file_error;
 mod luks_export;
 mod luks_import;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 mod output_file;
 mod report;
 pub mod transfer;

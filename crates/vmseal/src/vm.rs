@@ -178,6 +178,14 @@ impl<'s> Vm<'s> {
         vmseal_rekey::key_ids(self.storage, &self.vmx, &StoragePath::new(path)?)
     }
 
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    ///
+    /// # Errors
+    /// As [`open_plain_disk`](Self::open_plain_disk); where an operation is at work.
+    pub fn open_plain_disk_for_writing(&self, path: &str) -> Result<Disk<'s>, Error> {
+        vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::ReadWrite)
+    }
+
     /// The VM as the planner sees it.
     ///
     /// # Errors
