@@ -5,6 +5,7 @@
 mod committed;
 mod envelope;
 mod faults;
+mod guest;
 mod kill;
 mod life;
 mod luks;
@@ -16,5 +17,6 @@ mod serve_kill;
 mod serve_tls;
 mod served;
 mod testing;
+mod transfer;
 mod vmx_lock;
 mod vmx_settings;
