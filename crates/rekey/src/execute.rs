@@ -86,7 +86,11 @@ pub fn execute(
 ) -> Result<Outcome, Error> {
     let vmx = StoragePath::new(planned.vmx())?;
     let _lock = lock(storage, &vmx)?;
-    let inventory = survey(storage, &vmx)?;
+    let mut inventory = survey(storage, &vmx)?;
+    if let Some(pending) = &mut inventory.pending {
+        // Whoever holds the lock is this call.
+        pending.running = false;
+    }
     if plan(&inventory, &planned.request)? != *planned {
         return Err(Error::Changed { vmx: vmx.to_string() });
     }

@@ -5,6 +5,7 @@
 mod chains;
 mod crashes;
 mod engine;
+mod half_recrypted;
 mod in_place;
 mod planner;
 mod records;
