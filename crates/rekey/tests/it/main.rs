@@ -8,5 +8,6 @@ mod engine;
 mod half_recrypted;
 mod in_place;
 mod planner;
+mod planner_oracle;
 mod records;
 mod testing;
