@@ -5,6 +5,7 @@
 mod committed;
 mod envelope;
 mod faults;
+mod half_recrypted;
 mod kill;
 mod life;
 mod peers;

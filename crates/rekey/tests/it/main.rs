@@ -9,5 +9,6 @@ mod half_recrypted;
 mod in_place;
 mod planner;
 mod planner_oracle;
+mod planner_vms;
 mod records;
 mod testing;

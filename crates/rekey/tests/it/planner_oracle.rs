@@ -326,7 +326,8 @@ fn expected(facts: &Facts, wish: &Wish) -> BTreeSet<String> {
     reasons
 }
 
-fn name(reason: &Reason) -> String {
+/// A reason in short, with what it is about.
+pub(crate) fn name(reason: &Reason) -> String {
     match reason {
         Reason::AlreadyEncrypted { .. } => "already encrypted".to_owned(),
         Reason::DiskAlreadyEncrypted { disk } => format!("disk encrypted {disk}"),
