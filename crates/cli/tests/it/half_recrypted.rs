@@ -19,7 +19,8 @@ fn encrypted(disks: usize) -> TestVm {
 #[test]
 fn both_keys_are_told_and_recrypt_again_completes_it() {
     let vm = encrypted(2);
-    let old = json(&vm.ok(&["inspect", "VM", "--json"]).stdout)["vms"][0]["key_ids"][0]["key"].as_str().unwrap().to_owned();
+    let old =
+        json(&vm.ok(&["inspect", "VM", "--json"]).stdout)["vms"][0]["key_ids"][0]["key"].as_str().unwrap().to_owned();
     kill_published(&vm, Operation::ShallowRecrypt, 1);
     let document = json(&vm.ok(&["inspect", "VM", "--json"]).stdout);
     let report = &document["vms"][0];
@@ -43,14 +44,20 @@ fn both_keys_are_told_and_recrypt_again_completes_it() {
     }
     vm.fails(&["verify", "VM"], 7, "shallow recrypt");
     let plan = vm.ok(&["recrypt", "VM", "--dry-run"]).stdout;
-    for part in ["complete the interrupted shallow recrypt", &new, "warning: a shallow recrypt from house/", "bytes of room"] {
+    for part in
+        ["complete the interrupted shallow recrypt", &new, "warning: a shallow recrypt from house/", "bytes of room"]
+    {
         assert!(plan.contains(part), "{part}: {plan}");
     }
     let plan = json(&vm.ok(&["recrypt", "VM", "--dry-run", "--json"]).stdout);
     assert_eq!(plan["steps"], serde_json::json!([{ "step": "finish-recrypt", "committed": true }]));
     assert!(plan["kek"]["change"] == "pending" && plan["room_bytes"].as_u64().unwrap() > 0, "{plan}");
     let ran = vm.ok(&["recrypt", "VM"]);
-    assert!(ran.stdout.contains("The interrupted shallow recrypt was already committed; it is complete now."), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("The interrupted shallow recrypt was already committed; it is complete now."),
+        "{}",
+        ran.stdout
+    );
     let report = &json(&vm.ok(&["inspect", "VM", "--json"]).stdout)["vms"][0];
     assert!(report["keys"].as_array().unwrap().len() == 1 && report["keys"][0]["key"] == new.as_str(), "{report}");
     assert!(report["warnings"].as_array().unwrap().is_empty());
@@ -97,7 +104,12 @@ fn an_encrypted_disk_on_a_vm_in_the_clear() {
     std::fs::write(&plain, "scsi0:0.fileName = \"flat.vmdk\"\n").unwrap();
     let plain = plain.to_str().unwrap();
     let message = "flat.vmdk is encrypted, and the VM that it is attached to is not";
-    for operation in [&["encrypt", plain, "--provider", "house"][..], &["decrypt", plain], &["recrypt", plain], &["encrypt", plain, "--provider", "house", "--disks", "none"]] {
+    for operation in [
+        &["encrypt", plain, "--provider", "house"][..],
+        &["decrypt", plain],
+        &["recrypt", plain],
+        &["encrypt", plain, "--provider", "house", "--disks", "none"],
+    ] {
         vm.fails(operation, 3, message);
     }
     vm.fails(&["verify", plain], 5, "the disk is encrypted, and the VM that it is attached to is not");
@@ -182,7 +194,11 @@ fn a_descriptor_inside_a_file_that_a_program_writes_is_left_alone() {
     let vm = encrypted(2);
     let qemu = Qemu::open(&vm, "sparse.vmdk");
     vm.fails(&["recrypt", "VM"], 3, "the descriptor of sparse.vmdk lies inside the file that it writes to");
-    vm.fails(&["recrypt", "VM", "--dry-run"], 3, "the descriptor of sparse.vmdk lies inside the file that it writes to");
+    vm.fails(
+        &["recrypt", "VM", "--dry-run"],
+        3,
+        "the descriptor of sparse.vmdk lies inside the file that it writes to",
+    );
     qemu.quit();
     vm.ok(&["recrypt", "VM"]);
     vm.assert_whole();

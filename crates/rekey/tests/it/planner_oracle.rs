@@ -351,7 +351,7 @@ pub(crate) fn name(reason: &Reason) -> String {
         Reason::Suspended { .. } => "suspended".to_owned(),
         Reason::UnsupportedDisk { disk, .. } => format!("unsupported {disk}"),
         Reason::UnknownDisk { name, .. } => {
-            format!("unknown {}", name.chars().filter(char::is_ascii_digit).next().unwrap())
+            format!("unknown {}", name.chars().find(char::is_ascii_digit).unwrap())
         }
         other => panic!("{other:?}"),
     }

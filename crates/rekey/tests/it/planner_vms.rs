@@ -418,7 +418,7 @@ impl Model {
                 // The links' data, wherever the descriptor is not: behind it in the one file.
                 for name in storage.list(&path(FOLDER)).unwrap() {
                     let is_extent = name.starts_with(&format!("d{index}-")) && name.ends_with(".vmdk");
-                    if !is_extent && !(disk.is_embedded() && name == base(index)) {
+                    if !(is_extent || disk.is_embedded() && name == base(index)) {
                         continue;
                     }
                     let bytes = storage.read(&path(&in_folder(&name)), 32 << 20).unwrap();
