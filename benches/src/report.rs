@@ -217,11 +217,11 @@ pub fn plot(figures: &Figures) -> String {
     svg
 }
 
-/// Puts `tables` between the marks of the page.
-pub fn put_into_page(page: &str, tables: &str) -> Option<String> {
-    const START: &str = "<!-- figures: written by the bench -->\n";
-    const END: &str = "<!-- end of figures -->";
-    let (before, rest) = page.split_once(START)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{START}\n{tables}\n{END}{after}"))
+/// Puts `tables` between the marks of the page for figures of `what`.
+pub fn put_into_page(page: &str, what: &str, tables: &str) -> Option<String> {
+    let start = format!("<!-- {what}: written by the bench -->\n");
+    let end = format!("<!-- end of {what} -->");
+    let (before, rest) = page.split_once(&start)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{start}\n{tables}\n{end}{after}"))
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::serve::ServeArgs;
+
 /// Encrypts virtual machines at rest, for any hypervisor, on any storage.
 #[derive(Debug, Parser)]
 #[command(name = "vmseal", version, about, after_help = EXAMPLES, max_term_width = 100)]
@@ -55,12 +57,17 @@ pub(crate) enum Command {
     /// Read and change settings of a VMX, encrypted or not
     #[command(subcommand)]
     Vmx(VmxCommand),
+    /// Single disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// ESXi's envelopes: the host's configuration, core dumps
     #[command(subcommand)]
     Envelope(EnvelopeCommand),
     /// ESXi's encrypted core dumps
     #[command(subcommand)]
     Coredump(CoredumpCommand),
+    /// Serve a VM's disk, decrypted, over NBD until a signal ends it (SIGINT, SIGTERM)
+    Serve(ServeArgs),
     /// Show the main job on a real VM made in a temporary folder
     Tour(TourArgs),
 }
@@ -78,8 +85,13 @@ impl Command {
             Self::Recrypt(args) => args.run.json.json,
             Self::Resume(args) => args.json.json,
             Self::Verify(args) => args.json.json,
+            Self::Serve(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
+            Self::Disk(DiskCommand::Export(args)) => args.json.json,
+            Self::Disk(DiskCommand::Import(args)) => args.json.json,
+            Self::Disk(DiskCommand::LuksHeader(args)) => args.json.json,
+            Self::Disk(DiskCommand::ImportLuks(args)) => args.json.json,
             Self::Envelope(EnvelopeCommand::Describe(args)) => args.json.json,
             Self::Vmx(VmxCommand::Edit(_))
             | Self::Envelope(_)
@@ -373,6 +385,149 @@ pub(crate) struct VmxEditArgs {
     /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
     #[arg(long, value_name = "F")]
     pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Write the decrypted virtual disk, the whole chain flattened, as a raw image
+    Export(ExportArgs),
+    /// Make a raw image a new disk of a VM, or write its changes to one that is there
+    Import(ImportArgs),
+    /// Write a detached LUKS header, with which QEMU and dm-crypt open an encrypted disk as it lies
+    LuksHeader(LuksHeaderArgs),
+    /// Make a LUKS disk a disk of an encrypted VM, without moving a byte of its data
+    ImportLuks(ImportLuksArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// The disk's descriptor
+    #[arg(value_name = "DISK.vmdk")]
+    pub(crate) disk: PathBuf,
+    /// The raw image (`-` is standard output)
+    #[arg(long, short, value_name = "OUT.raw")]
+    pub(crate) output: PathBuf,
+    /// The disk's VM; the one in the disk's folder otherwise
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: Option<PathBuf>,
+    /// Write the digests of the disk's blocks too: they check a copy, and tell a later export what has changed
+    #[arg(long, value_name = "F")]
+    pub(crate) digests: Option<PathBuf>,
+    /// Only the blocks that are not as in these digests of an earlier export; needs `--map`
+    #[arg(long, value_name = "F", requires = "map")]
+    pub(crate) changed_since: Option<PathBuf>,
+    /// Write which ranges are in the image, which have not changed and which could not be read, as GNU ddrescue does
+    #[arg(long, value_name = "F")]
+    pub(crate) map: Option<PathBuf>,
+    /// Go on over unreadable and missing parts of a damaged disk; needs `--map`
+    #[arg(long, requires = "map")]
+    pub(crate) salvage: bool,
+    /// Replace files that are there already
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportArgs {
+    /// The raw image
+    #[arg(value_name = "IN.raw")]
+    pub(crate) image: PathBuf,
+    /// The disk to make, in the VM's folder or below
+    #[arg(long, short, value_name = "DISK.vmdk")]
+    pub(crate) output: PathBuf,
+    /// The VM: the disk is encrypted where that is
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: PathBuf,
+    /// The KEK to wrap the disk's key under: the one that it had; the VM's own otherwise
+    #[arg(long, value_name = "PROVIDER/ID")]
+    pub(crate) key_id: Option<String>,
+    /// Check the image against the digests of its export
+    #[arg(long, value_name = "F")]
+    pub(crate) digests: Option<PathBuf>,
+    /// Write the ranges that this map says are there to the disk, which exists already: the changes of an export with `--changed-since`
+    #[arg(long, value_name = "F", conflicts_with_all = ["key_id", "digests", "disk_type", "data_unit"])]
+    pub(crate) map: Option<PathBuf>,
+    /// The kind of disk to make
+    #[arg(long = "type", value_enum, default_value_t = DiskType::MonolithicSparse)]
+    pub(crate) disk_type: DiskType,
+    /// The data unit of the disk's encryption, in bytes
+    #[arg(long, value_enum, default_value = "512", value_name = "BYTES")]
+    pub(crate) data_unit: DataUnit,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// The kinds of VMDK that are made, by the names that `qemu-img` uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiskType {
+    #[value(name = "monolithicFlat")]
+    MonolithicFlat,
+    #[value(name = "monolithicSparse")]
+    MonolithicSparse,
+    #[value(name = "twoGbMaxExtentFlat")]
+    TwoGbMaxExtentFlat,
+    #[value(name = "twoGbMaxExtentSparse")]
+    TwoGbMaxExtentSparse,
+    #[value(name = "vmfs")]
+    Vmfs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LuksHeaderArgs {
+    /// The encrypted disk's descriptor
+    #[arg(value_name = "DISK.vmdk")]
+    pub(crate) disk: PathBuf,
+    /// The header: whoever has it and its password has the disk's key
+    #[arg(long, short, value_name = "HDR.img")]
+    pub(crate) output: PathBuf,
+    /// The header's password (`-` is standard input; a terminal is asked twice otherwise). QEMU takes UTF-8 alone
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The disk's VM; the one in the disk's folder otherwise
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: Option<PathBuf>,
+    /// LUKS2 with Argon2id, which QEMU does not read; LUKS1 otherwise
+    #[arg(long)]
+    pub(crate) luks2: bool,
+    /// First write zeros, enciphered, where nothing was ever written: QEMU and dm-crypt read noise there
+    #[arg(long)]
+    pub(crate) fill: bool,
+    /// Replace a header that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportLuksArgs {
+    /// The file with the data, in the VM's folder or below
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+    /// The VM, which is encrypted
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: PathBuf,
+    /// The descriptor to make, in the folder of the image or above
+    #[arg(long, short, value_name = "DISK.vmdk")]
+    pub(crate) output: PathBuf,
+    /// The detached header, where there is one
+    #[arg(long, value_name = "HDR")]
+    pub(crate) header: Option<PathBuf>,
+    /// A passphrase of the LUKS disk (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Subcommand)]

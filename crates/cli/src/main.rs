@@ -4,18 +4,22 @@
 
 mod args;
 mod difference;
+mod disk_path;
+mod disk_transfer;
 mod editor;
 mod envelope;
 mod home;
 mod inspect;
 mod keys;
 mod lock;
+mod luks;
 mod operate;
 mod output;
 mod password;
 mod plan_report;
 mod progress;
 mod provider;
+mod serve;
 mod status;
 mod tour;
 mod tour_check;
@@ -27,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
+use args::{Cli, Command, CoredumpCommand, DiskCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -48,10 +52,15 @@ fn main() -> ExitCode {
         Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
         Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
         Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Disk(DiskCommand::LuksHeader(args)) => luks::header(&cli, args, &mut output),
+        Command::Disk(DiskCommand::Export(args)) => disk_transfer::export(&cli, args, &mut output),
+        Command::Disk(DiskCommand::Import(args)) => disk_transfer::import(&cli, args, &mut output),
+        Command::Disk(DiskCommand::ImportLuks(args)) => luks::import(&cli, args, &mut output),
         Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
         Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
+        Command::Serve(args) => serve::run(&cli, args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -54,6 +54,15 @@ impl Output {
         write(&text)
     }
 
+    /// That something is ready, which goes on from here: a line of JSON for programs, a remark for people.
+    pub(crate) fn ready(&mut self, value: &impl Serialize, text: &str) -> Result<(), Failure> {
+        self.note(text);
+        if !self.json {
+            return Ok(());
+        }
+        write(&serde_json::to_string(value).map_err(|error| Failure::new(Status::Failed, error.to_string()))?)
+    }
+
     /// What was asked for, for people.
     pub(crate) fn text(&mut self, text: &str) -> Result<(), Failure> {
         write(&printable(text))

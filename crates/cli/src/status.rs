@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
+use vmseal::nbd::BindError;
 use vmseal::{Error, ErrorKind, FileError, KeySourceError, ProviderError, StorageError};
 
 /// Exit statuses; 0 is success.
@@ -132,6 +133,19 @@ impl From<ProviderError> for Failure {
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
         Error::from(error).into()
+    }
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        let status = match &error {
+            BindError::InUse { .. } | BindError::NotASocket { .. } => Status::Refused,
+            BindError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Status::NotPermitted
+            }
+            _ => Status::Failed,
+        };
+        Self::with_source(status, &error)
     }
 }
 

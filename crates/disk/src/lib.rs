@@ -1,7 +1,7 @@
 //! Virtual disks: the guest's bytes, whatever the extents they lie in and the cipher they are under.
 //!
-//! [`DiskLayout`] reads a descriptor and its extents (flat, and hosted sparse) and tells where every byte lies; [`Disk`] reads and writes the
-//! guest's bytes; [`Encryption`] is what an encrypted disk's descriptor says; [`DiskCipher`] turns guest bytes into stored bytes.
+//! [`Disk`] reads and writes the guest's bytes, through a whole chain of snapshot links: flat and hosted sparse ones, and for reading
+//! streamOptimized, COWD and SESparse ones. [`DiskLayout`] tells where every byte of a flat or hosted sparse disk lies; [`Encryption`] is what an encrypted disk's descriptor says; [`DiskCipher`] turns guest bytes into stored bytes.
 //! [`NewDisk`] makes empty disks. `docs/formats/disk.md` describes the encrypted disk byte by byte.
 //!
 //! ```
@@ -27,14 +27,22 @@
 #![forbid(unsafe_code)]
 
 mod cipher;
+mod damage;
 mod disk;
 mod encryption;
 mod error;
+mod fill;
 mod grains;
+mod holes;
 mod layout;
+mod link;
+mod link_write;
 mod new_disk;
+mod parent;
 mod pieces;
+mod read_only;
 mod sparse;
+mod stream;
 mod unit;
 
 pub use cipher::DiskCipher;
@@ -43,5 +51,6 @@ pub use encryption::{DiskId, Encryption, HolePolicy};
 pub use error::Error;
 pub use layout::{DescriptorPlace, DiskLayout};
 pub use new_disk::{NewDisk, NewDiskType};
+pub use parent::{LinkCiphers, find_parent};
 pub use pieces::{Piece, PieceKind};
 pub use unit::UnitSize;

@@ -123,6 +123,21 @@ impl NewDisk {
         Ok(storage.sync_folder(&path.folder())?)
     }
 
+    /// The files that [`create`](Self::create) makes.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] where a name beside `path` cannot be made.
+    pub fn files(&self, path: &StoragePath) -> Result<Vec<StoragePath>, Error> {
+        let mut files = vec![path.clone()];
+        for extent in self.extents(path, self.capacity_bytes / SECTOR_LEN) {
+            let file = path.sibling(extent.file.as_deref().unwrap_or_default())?;
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        Ok(files)
+    }
+
     /// Makes the disk and opens it for writing.
     ///
     /// # Errors

@@ -62,6 +62,16 @@ impl KeyId {
     }
 }
 
+/// Reads `provider/key`, as it is displayed.
+impl core::str::FromStr for KeyId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (provider, key) = text.split_once('/').unwrap_or((text, ""));
+        Self::new(ProviderName::new(provider)?, key)
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.provider, self.key)

@@ -81,6 +81,14 @@ pub enum Error {
         /// The descriptor.
         disk: String,
     },
+    /// A rule forbids it for this disk or VM.
+    #[error("{path}: {what}")]
+    DiskRefused {
+        /// The disk or VM.
+        path: String,
+        /// Why, and what to do.
+        what: String,
+    },
     /// A disk could not be read or written.
     #[error(transparent)]
     Disk(#[from] vmseal_disk::Error),
@@ -98,6 +106,12 @@ pub enum Error {
     #[error("{path} is in the way: it was left by an operation whose record is gone; look at it, then remove it")]
     StagedInTheWay {
         /// The file.
+        path: String,
+    },
+    /// Going through a disk was stopped. Nothing is pending.
+    #[error("stopped on request; the guest's bytes on {path} are what they were, and nothing is pending: run it again")]
+    FillStopped {
+        /// The disk.
         path: String,
     },
     /// A file could not be understood.
@@ -320,13 +334,15 @@ impl Error {
     /// What the error means to whoever asked for the operation.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Incomplete { .. }
+            Self::FillStopped { .. }
+            | Self::Incomplete { .. }
             | Self::Interrupted { .. }
             | Self::Pending { .. }
             | Self::Stopped
             | Self::UndoFailed { .. } => ErrorKind::Resumable,
             Self::ChangedAfterCommit { .. }
             | Self::Committed { .. }
+            | Self::DiskRefused { .. }
             | Self::NotAttached { .. }
             | Self::NotEncrypted { .. }
             | Self::NothingPending { .. }
@@ -353,7 +369,11 @@ impl Error {
             // A file of a disk that is not there makes the disk damaged.
             Self::Disk(vmseal_disk::Error::Storage(vmseal_storage::Error::NotFound { .. })) => ErrorKind::Damaged,
             Self::Disk(vmseal_disk::Error::Storage(error)) => kind_of_storage(error),
-            Self::Disk(vmseal_disk::Error::UnitDoesNotFit { .. }) => ErrorKind::Refused,
+            Self::Disk(
+                vmseal_disk::Error::MixedChain { .. }
+                | vmseal_disk::Error::ReadOnlyKind { .. }
+                | vmseal_disk::Error::UnitDoesNotFit { .. },
+            ) => ErrorKind::Refused,
             Self::Disk(_) => ErrorKind::Damaged,
             Self::Changed { .. }
             | Self::ChangedMeanwhile { .. }

@@ -286,7 +286,7 @@ pub(crate) fn lock_path(vmx: &StoragePath) -> StoragePath {
 }
 
 /// Steps 2 to 4.
-fn prepare_and_commit(
+pub(crate) fn prepare_and_commit(
     storage: &dyn Storage,
     vmx: &StoragePath,
     record: &mut Record,
@@ -341,7 +341,7 @@ fn prepare_and_commit(
 }
 
 /// Steps 5 and 6.
-fn finish(
+pub(crate) fn finish(
     storage: &dyn Storage,
     vmx: &StoragePath,
     record: &Record,
@@ -376,7 +376,7 @@ fn detached(record: &Record, material: &Material) -> Vec<String> {
 }
 
 /// Undoes a failed operation, unless its commit point was passed.
-fn undo_after(storage: &dyn Storage, vmx: &StoragePath, record: &Record, error: Error) -> Error {
+pub(crate) fn undo_after(storage: &dyn Storage, vmx: &StoragePath, record: &Record, error: Error) -> Error {
     // What storage shows decides, not what this process believes: the replacement of the record may have happened before it failed.
     match Record::read(storage, vmx) {
         Ok(Some(found)) if found.claims().phase == Phase::Publish => {

@@ -12,12 +12,15 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod chain;
 mod compare;
 mod convert;
 mod convert_in_place;
 mod error;
 mod execute;
+mod fill;
+mod import;
 mod in_place;
 mod inventory;
 mod journal;
@@ -42,8 +45,11 @@ mod verify;
 mod vmx;
 mod warning;
 
+pub use adopt::adopt;
 pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
+pub use fill::{count_unwritten, fill};
+pub use import::{ImportedDisk, complete_disk, make_disk, open_new_disk};
 pub use inventory::{Encryption, Inventory, KeyUse, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
 pub use journal::Journal;
 pub use plan::{KekChange, Plan, Step, plan};
@@ -54,6 +60,6 @@ pub use refusal::{Reason, Refusal};
 pub use request::{Disks, Operation, Request, Strategy};
 pub use secrets::VmSecrets;
 pub use survey::{pending, survey, survey_disk};
-pub use unlock::{Unlocked, open_plain_disk, unlock};
+pub use unlock::{Unlocked, key_ids, open_plain_disk, unlock, unlock_damaged};
 pub use verify::{Verified, verify};
 pub use warning::Warning;

@@ -115,6 +115,11 @@ pub(crate) struct DiskRecord {
     pub(crate) descriptor: String,
     pub(crate) id: String,
     pub(crate) unit: u32,
+    /// Whether its hole policy was `fill` with the old keys, and will be with the new ones.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) old_filled: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) new_filled: bool,
     pub(crate) old_keys: Option<String>,
     pub(crate) new_keys: Option<String>,
 }
@@ -125,8 +130,11 @@ impl DiskRecord {
         let damaged = |what: String| Error::RecordDamaged { path: self.descriptor.clone(), what };
         let id = DiskId::from_hex(&self.id)
             .ok_or_else(|| damaged("the disk's ID is not 32 hexadecimal digits".to_owned()))?;
+        // No two lists are the same: each has its own random IVs.
+        let filled = if self.new_keys.as_deref() == Some(keys) { self.new_filled } else { self.old_filled };
+        let holes = if filled { HolePolicy::Fill } else { HolePolicy::Zero };
         let keys = KeyList::parse(keys).map_err(|source| damaged(source.to_string()))?;
-        Ok(Encryption::new(id, self.unit()?, HolePolicy::Zero, keys))
+        Ok(Encryption::new(id, self.unit()?, holes, keys))
     }
 
     /// The data unit.
@@ -318,6 +326,10 @@ fn parse(bytes: &[u8], vmx: &str) -> Result<Unverified, String> {
         .filter_map(|pair| core::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect();
     Ok(Unverified { record, body: body.to_owned(), mac })
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The key that authenticates the record of one operation.

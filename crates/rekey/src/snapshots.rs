@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vmseal_disk::DiskLayout;
+use vmseal_disk::{DiskLayout, find_parent};
 use vmseal_formats::{Dictionary, Problem, SnapshotList};
 use vmseal_storage::{Storage, StoragePath};
 
@@ -110,7 +110,7 @@ fn stray_links(
             // Extents have no descriptor; what cannot be read is no disk that anybody could use.
             let Ok((descriptor, _)) = DiskLayout::read_descriptor(storage, &path) else { continue };
             let Some((cid, hint)) = chain::parent_of(&descriptor) else { continue };
-            let Some(parent) = chain::resolve(storage, &path, &hint)? else { continue };
+            let Some(parent) = find_parent(storage, &path, &hint)? else { continue };
             // A child whose parent was written to is lost already.
             if DiskLayout::read_descriptor(storage, &parent).is_ok_and(|(descriptor, _)| descriptor.cid() == cid) {
                 links.push((path.to_string(), parent.to_string()));

@@ -2,7 +2,7 @@
 
 use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption};
 use vmseal_formats::envelope;
-use vmseal_keys::KeySource;
+use vmseal_keys::{KeyId, KeySource};
 use vmseal_storage::{Access, Storage, StoragePath};
 use zeroize::Zeroizing;
 
@@ -42,10 +42,42 @@ pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
     Ok(Unlocked { vmx: vmx.clone(), secrets })
 }
 
-/// Opens a disk of the VM that is in the clear, by the path of its descriptor relative to the storage root.
+/// The same of a VM of which files may be missing or damaged, for [`Unlocked::open_salvage`].
 ///
 /// # Errors
-/// [`Error::Pending`] where an operation other than a shallow recrypt has to end first; [`Error::Disk`] where the disk is encrypted.
+/// As [`unlock`], but for what is wrong with the VM's other files.
+pub fn unlock_damaged(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Unlocked, Error> {
+    check_nothing_pending(storage, vmx)?;
+    let entries = Entries::read_vmx(storage, vmx)?;
+    let list = entries.bundle().ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
+    Ok(Unlocked { vmx: vmx.clone(), secrets: open_bundle(list, vmx.as_str(), keys)? })
+}
+
+/// The KEKs that open the VM and, as far as they can be read, its disk `path`.
+///
+/// # Errors
+/// Where the VMX cannot be read.
+pub fn key_ids(storage: &dyn Storage, vmx: &StoragePath, path: &StoragePath) -> Result<Vec<KeyId>, Error> {
+    let mut ids = Entries::read_vmx(storage, vmx)?.key_list()?.map_or_else(Vec::new, |list| list.key_ids());
+    let survey = crate::survey(storage, vmx).ok();
+    for disk in survey.iter().flat_map(|inventory| &inventory.disks) {
+        ids.extend(disk.encryption.key_ids().iter().cloned());
+        ids.extend(disk.links.iter().flat_map(|link| link.encryption.key_ids()).cloned());
+    }
+    if let Ok((descriptor, _)) = DiskLayout::read_descriptor(storage, path)
+        && let Ok(Some(encryption)) = Encryption::from_descriptor(&descriptor)
+    {
+        ids.extend(encryption.keys().key_ids());
+    }
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// Opens a disk of the VM that is in the clear, with all of its parents, by the path of its descriptor relative to the storage root.
+///
+/// # Errors
+/// [`Error::Pending`] where an operation other than a shallow recrypt has to end first; [`Error::Disk`] where the disk or a parent is encrypted, or the chain broken.
 pub fn open_plain_disk<'s>(
     storage: &'s dyn Storage,
     vmx: &StoragePath,
@@ -54,7 +86,7 @@ pub fn open_plain_disk<'s>(
 ) -> Result<Disk<'s>, Error> {
     let lock = (access == Access::ReadWrite).then(|| lock_shared(storage, vmx)).transpose()?;
     check_usable(storage, vmx)?;
-    let disk = Disk::open(storage, path, None, access)?;
+    let disk = Disk::open_chain::<Error>(storage, path, access, &mut |_, _| Ok(None))?;
     Ok(match lock {
         Some(lock) => disk.holding(lock),
         None => disk,
@@ -81,10 +113,12 @@ impl Unlocked {
         &self.secrets
     }
 
-    /// Opens one of the VM's disks, by the path of its descriptor relative to the storage root. A disk in the clear is opened as it is.
+    /// Opens one of the VM's disks with all of its parents, by the path of its descriptor relative to the storage root. Each link is opened with
+    /// its own keys; writes go to the disk itself, never to a parent. A disk in the clear is opened as it is.
     ///
     /// # Errors
-    /// [`Error::WrongDisk`] where the disk's keys are another disk's; [`Error::WrongKey`] where no key opens them.
+    /// [`Error::WrongDisk`] where the keys of a link are another disk's; [`Error::WrongKey`] where no key opens them; [`Error::Disk`] where the
+    /// chain is broken, or some links are encrypted and some are not.
     pub fn open_disk<'s>(
         &self,
         storage: &'s dyn Storage,
@@ -101,9 +135,8 @@ impl Unlocked {
                 Some(lock)
             }
         };
-        let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
-        let cipher = self.cipher(path, Encryption::from_descriptor(&descriptor)?.as_ref(), keys)?;
-        let disk = Disk::open(storage, path, cipher, access)?;
+        let disk =
+            Disk::open_chain(storage, path, access, &mut |link, encryption| self.cipher(link, encryption, keys))?;
         Ok(match lock {
             Some(lock) => disk.holding(lock),
             None => disk,
@@ -121,8 +154,21 @@ impl Unlocked {
         self.cipher(path, Encryption::from_descriptor(&descriptor)?.as_ref(), keys).map(drop)
     }
 
-    /// The cipher of a disk or link, by its own locator list. Every encrypted one has to be the VM's.
-    pub(crate) fn cipher(
+    /// Opens what is left of one of the VM's damaged disks, for reading: see [`Disk::open_salvage`].
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk), but for what is wrong with the chain and the extents.
+    pub fn open_salvage<'s>(
+        &self,
+        storage: &'s dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<Disk<'s>, Error> {
+        Disk::open_salvage(storage, path, &mut |link, encryption| self.cipher(link, encryption, keys))
+    }
+
+    /// The cipher of a link, by its own locator list. Every encrypted link has to be one of the VM's.
+    fn cipher(
         &self,
         path: &StoragePath,
         encryption: Option<&Encryption>,
@@ -134,6 +180,19 @@ impl Unlocked {
             return Err(Error::WrongDisk { path: path.to_string() });
         }
         Ok(Some(DiskCipher::new(&open_dek(encryption, path.as_str(), keys)?, encryption.unit())?))
+    }
+
+    /// What one of the VM's encrypted disks says of its encryption, and its DEK, for what enciphers elsewhere.
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk); [`Error::DiskRefused`] for disks in the clear and links of a snapshot.
+    pub fn disk_key(
+        &self,
+        storage: &dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<(vmseal_disk::Encryption, vmseal_keys::Dek), Error> {
+        crate::fill::open_disk(storage, &self.secrets, path, keys)
     }
 
     /// The content of a VM file (NVRAM), taken out of its envelope.

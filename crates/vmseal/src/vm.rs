@@ -13,8 +13,8 @@ use crate::report::Report;
 /// It holds no key and reads storage anew at each call, so that it never tells what was true a moment ago.
 #[derive(Clone)]
 pub struct Vm<'s> {
-    storage: &'s dyn Storage,
-    vmx: StoragePath,
+    pub(crate) storage: &'s dyn Storage,
+    pub(crate) vmx: StoragePath,
 }
 
 impl<'s> Vm<'s> {
@@ -118,12 +118,74 @@ impl<'s> Vm<'s> {
         Ok(UnlockedVm { storage: self.storage, unlocked, keys })
     }
 
-    /// Opens a disk that is in the clear for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk that is in the clear for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
+    /// Where the disk or a parent is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
     pub fn open_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
         vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
+    }
+
+    /// Opens what is left of a damaged disk that is in the clear, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// Where there is nothing to go by: the descriptor, or that of a parent, cannot be understood or says that the disk is encrypted.
+    pub fn open_damaged_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
+        Disk::open_salvage(self.storage, &StoragePath::new(path)?, &mut |_, _| Ok(None))
+    }
+
+    /// Opens a disk for reading, whether the VM is encrypted or in the clear.
+    ///
+    /// # Errors
+    /// As [`unlock`](Self::unlock), [`UnlockedVm::open_disk`] and [`open_plain_disk`](Self::open_plain_disk).
+    pub fn open_any_disk(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        self.open_any(path, Access::Read, keys)
+    }
+
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    ///
+    /// # Errors
+    /// As [`open_any_disk`](Self::open_any_disk); where an operation is at work.
+    pub fn open_any_disk_for_writing(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        self.open_any(path, Access::ReadWrite, keys)
+    }
+
+    fn open_any(&self, path: &str, access: Access, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        let path = StoragePath::new(path)?;
+        match vmseal_rekey::unlock(self.storage, &self.vmx, keys) {
+            Ok(unlocked) => unlocked.open_disk(self.storage, &path, access, keys),
+            Err(Error::NotEncrypted { .. }) => vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &path, access),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens what is left of a damaged disk for reading: see [`Disk::open_salvage`].
+    ///
+    /// # Errors
+    /// Where the VM's bundle or the disk's key does not open, or its descriptor cannot be understood.
+    pub fn open_salvage(&self, path: &str, keys: &mut dyn KeySource) -> Result<Disk<'s>, Error> {
+        let path = StoragePath::new(path)?;
+        match vmseal_rekey::unlock_damaged(self.storage, &self.vmx, keys) {
+            Ok(unlocked) => unlocked.open_salvage(self.storage, &path, keys),
+            Err(Error::NotEncrypted { .. }) => Disk::open_salvage::<Error>(self.storage, &path, &mut |_, _| Ok(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The KEKs that open the VM and its disk `path`, by ID.
+    ///
+    /// # Errors
+    /// Where the VMX cannot be read.
+    pub fn key_ids(&self, path: &str) -> Result<Vec<vmseal_keys::KeyId>, Error> {
+        vmseal_rekey::key_ids(self.storage, &self.vmx, &StoragePath::new(path)?)
+    }
+
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    ///
+    /// # Errors
+    /// As [`open_plain_disk`](Self::open_plain_disk); where an operation is at work.
+    pub fn open_plain_disk_for_writing(&self, path: &str) -> Result<Disk<'s>, Error> {
+        vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::ReadWrite)
     }
 
     /// The VM as the planner sees it.
@@ -132,6 +194,14 @@ impl<'s> Vm<'s> {
     /// As [`open`](Self::open).
     pub fn inventory(&self) -> Result<Inventory, Error> {
         vmseal_rekey::survey(self.storage, &self.vmx)
+    }
+
+    pub(crate) fn storage(&self) -> &'s dyn Storage {
+        self.storage
+    }
+
+    pub(crate) fn vmx_path(&self) -> &StoragePath {
+        &self.vmx
     }
 
     /// The VMX, relative to the storage root.
@@ -154,20 +224,28 @@ pub struct UnlockedVm<'v> {
 }
 
 impl<'v> UnlockedVm<'v> {
-    /// Opens a disk for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is missing, damaged, another VM's, or not opened by the keys.
+    /// Where the disk or a parent is missing, damaged, another VM's, or not opened by the keys; where some links are encrypted and some are not.
     pub fn open_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::Read)
     }
 
-    /// Opens a disk for reading and writing. For as long as it is open no operation on the VM begins.
+    /// Opens a disk for reading and writing; parents are never written. For as long as it is open no operation on the VM begins.
     ///
     /// # Errors
     /// As [`open_disk`](Self::open_disk); where an operation is at work or pending.
     pub fn open_disk_for_writing(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::ReadWrite)
+    }
+
+    /// Opens what is left of a damaged disk, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk), but for what is missing or damaged.
+    pub fn open_damaged_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
+        self.unlocked.open_salvage(self.storage, &StoragePath::new(path)?, self.keys)
     }
 
     /// The content of a VM file, such as the NVRAM.

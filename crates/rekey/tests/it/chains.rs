@@ -1,6 +1,7 @@
 //! Snapshot chains: a shallow recrypt wraps every link's key anew.
 
 use vmseal_disk::DiskLayout;
+use vmseal_formats::{CreateType, Extent, ExtentKind, NewDescriptor, StreamWriter};
 use vmseal_keys::TestKeys;
 use vmseal_rekey::{Reason, Request, Snapshots, Step, plan, survey};
 use vmseal_storage::{Memory, Storage};
@@ -76,4 +77,19 @@ fn a_chain_that_is_broken_or_does_not_end_is_an_error() {
     storage.replace(&base, text.as_bytes()).unwrap();
     let error = survey(&storage, &vmx()).unwrap_err().to_string();
     assert!(error.contains("does not end"), "{error}");
+}
+
+#[test]
+fn a_stream_optimized_disk_is_seen_and_refused() {
+    let storage = Memory::new();
+    make(&storage);
+    let extent = Extent::new(ExtentKind::Sparse, 2048, Some("flat.vmdk"));
+    let descriptor = NewDescriptor::new(CreateType::StreamOptimized, 7, vec![extent]).build().unwrap();
+    let (writer, mut bytes) = StreamWriter::new(2048, 128, &descriptor).unwrap();
+    bytes.extend(writer.finish().unwrap());
+    storage.replace(&path("vms/web01/flat.vmdk"), &bytes).unwrap();
+    let inventory = survey(&storage, &vmx()).unwrap();
+    let refusal = plan(&inventory, &Request::encrypt(&TestKeys::provider("test"))).unwrap_err();
+    let is_it = |reason: &Reason| matches!(reason, Reason::UnsupportedDisk { disk, what } if disk == "vms/web01/flat.vmdk" && what.contains("streamOptimized"));
+    assert!(refusal.reasons.len() == 1 && is_it(&refusal.reasons[0]), "{refusal}");
 }

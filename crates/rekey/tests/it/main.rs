@@ -5,8 +5,10 @@
 mod chains;
 mod crashes;
 mod engine;
+mod filling;
 mod half_recrypted;
 mod in_place;
+mod open_chains;
 mod planner;
 mod planner_oracle;
 mod planner_vms;
