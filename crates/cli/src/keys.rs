@@ -2,17 +2,11 @@
 
 use std::path::PathBuf;
 
-use vmseal::{Inventory, KeyId, LocalProviders, ProviderError, ProviderName, Storage};
+use vmseal::{KeyId, LocalProviders, ProviderError, ProviderName, Storage};
 
 use crate::args::KeyArgs;
 use crate::password;
 use crate::status::Failure;
-
-/// The IDs of all keys that a VM's wrapped keys name.
-pub(crate) fn ids(inventory: &Inventory) -> Vec<KeyId> {
-    let disks = inventory.disks.iter().flat_map(|disk| disk.encryption.key_ids());
-    inventory.encryption.key_ids().iter().chain(disks).cloned().collect()
-}
 
 /// Opens the providers of these keys, and `provider` besides.
 pub(crate) fn open<'h>(

@@ -58,7 +58,7 @@ pub(crate) fn header(cli: &Cli, args: &LuksHeaderArgs, output: &mut Output) -> R
         check_is_header(&out_storage, &out_name)?;
     }
     let home = home::open_existing(cli, output)?;
-    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), None)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), None)?;
     let file = args.password_file.as_deref();
     let password = password::new_from_file_or_ask(file, "Password of the header", PASSWORD_FILE)?;
     catch_interrupts()?;
@@ -101,7 +101,7 @@ pub(crate) fn import(cli: &Cli, args: &ImportLuksArgs, output: &mut Output) -> R
     });
     let header = header.transpose()?;
     let home = home::open_existing(cli, output)?;
-    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), None)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), None)?;
     let password =
         password::from_file_or_ask(args.password_file.as_deref(), "Passphrase of the LUKS disk", PASSWORD_FILE)?;
     let import = LuksImport {

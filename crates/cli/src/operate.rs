@@ -3,6 +3,7 @@
 use serde::Serialize;
 use vmseal::{
     Disks, Ending, Journal, LocalDir, Operation, Outcome, ProviderName, Request, Strategy, UnitSize, Verified, Vm,
+    Warning,
 };
 
 use crate::args::{
@@ -20,12 +21,15 @@ use crate::vm_path::VmPath;
 struct OutcomeReport {
     operation: String,
     ending: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_first: Option<&'static str>,
     files: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct VerifyReport {
     encrypted_disks: Vec<String>,
+    encrypted_links: Vec<String>,
     plain_disks: Vec<String>,
     sealed_files: Vec<String>,
 }
@@ -100,11 +104,12 @@ pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Resul
     let storage = LocalDir::open(&path.folder)?;
     let vm = Vm::open(&storage, &path.name)?;
     let home = home::open_existing(cli, output)?;
-    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), None)?;
-    let Verified { encrypted_disks, plain_disks, sealed_files, .. } = vm.verify(&mut keys)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), None)?;
+    let Verified { encrypted_disks, encrypted_links, plain_disks, sealed_files, .. } = vm.verify(&mut keys)?;
     let mut text = String::new();
     for (files, state) in [
         (&encrypted_disks, "its key unwraps, and its extents are whole"),
+        (&encrypted_links, "its key unwraps"),
         (&sealed_files, "its envelope opens"),
         (&plain_disks, "not encrypted; its extents are whole"),
     ] {
@@ -112,14 +117,14 @@ pub(crate) fn verify(cli: &Cli, args: &VerifyArgs, output: &mut Output) -> Resul
             text.push_str(&format!("{file}: {state}\n"));
         }
     }
-    text.push_str(if encrypted_disks.is_empty() && sealed_files.is_empty() {
+    text.push_str(if encrypted_disks.is_empty() && encrypted_links.is_empty() && sealed_files.is_empty() {
         "Nothing is encrypted. Every disk is whole, nothing is pending."
     } else if plain_disks.is_empty() {
         "Verified: every key unwraps, every disk is whole, nothing is pending."
     } else {
         "Verified: every key unwraps, every disk is whole, nothing is pending. Disks in the clear are named above."
     });
-    output.result(&VerifyReport { encrypted_disks, plain_disks, sealed_files }, &text)
+    output.result(&VerifyReport { encrypted_disks, encrypted_links, plain_disks, sealed_files }, &text)
 }
 
 /// Plans `request`, and does it unless only the plan is wanted.
@@ -140,10 +145,14 @@ fn run(
         return output.result(&report, &report.to_string());
     }
     let home = home::open_existing(cli, output)?;
-    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), provider)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), provider)?;
     catch_interrupts()?;
+    let warnings = plan.warnings().to_vec();
     let outcome = vm.execute(plan, &mut keys, Bar::new(output))?;
     report(&outcome, output)?;
+    for warning in warnings.iter().filter(|warning| matches!(warning, Warning::RecryptWhileRunning { .. })) {
+        output.warning(&warning.to_string());
+    }
     if outcome.operation == Operation::Encrypt {
         for disk in vm.inspect()?.disks.iter().filter(|disk| disk.state.encryption == "none") {
             output.note(&format!("Still in the clear: {}", disk.path));
@@ -167,22 +176,17 @@ fn provider_name(text: &str) -> Result<ProviderName, Failure> {
 }
 
 fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
-    let (ending, text) = match outcome.ending {
-        Ending::Done => ("done", format!("{} done.", outcome.operation)),
-        Ending::Resumed => {
-            ("resumed", format!("The interrupted {} went on where it stopped, and is done.", outcome.operation))
-        }
-        Ending::Completed => {
-            ("completed", format!("The interrupted {} was already committed; it is complete now.", outcome.operation))
-        }
-        Ending::RolledBack => {
-            ("rolled-back", format!("The interrupted {} is undone; the VM is as it was before.", outcome.operation))
-        }
-        _ => ("done", format!("{} ended.", outcome.operation)),
-    };
-    let mut lines = vec![text];
+    let (ending, text) = self::ending(outcome.operation, outcome.ending);
+    let first = outcome.finished_first.map(|first| self::ending(outcome.operation, first));
+    let mut lines: Vec<String> = first.iter().map(|(_, text)| text.clone()).collect();
+    lines.push(text);
     lines.extend(outcome.files.iter().map(|file| format!("  {file} was replaced")));
-    let report = OutcomeReport { operation: outcome.operation.to_string(), ending, files: outcome.files.clone() };
+    let report = OutcomeReport {
+        operation: outcome.operation.to_string(),
+        ending,
+        finished_first: first.map(|(ending, _)| ending),
+        files: outcome.files.clone(),
+    };
     output.result(&report, &lines.join("\n"))?;
     for disk in &outcome.detached {
         output.note(&format!("{disk} is not attached: its key is still wrapped under the KEK that it had. Keep that KEK, or attach the disk and recrypt again."));
@@ -200,4 +204,19 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// How an operation ended, for programs and for people.
+fn ending(operation: Operation, ending: Ending) -> (&'static str, String) {
+    match ending {
+        Ending::Done => ("done", format!("{operation} done.")),
+        Ending::Resumed => ("resumed", format!("The interrupted {operation} went on where it stopped, and is done.")),
+        Ending::Completed => {
+            ("completed", format!("The interrupted {operation} was already committed; it is complete now."))
+        }
+        Ending::RolledBack => {
+            ("rolled-back", format!("The interrupted {operation} is undone; the VM is as it was before."))
+        }
+        _ => ("done", format!("{operation} ended.")),
+    }
 }

@@ -15,6 +15,7 @@ pub(crate) struct PlanReport {
     convert_bytes: u64,
     room_bytes: u64,
     wrapped_key_count: usize,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -22,6 +23,7 @@ pub(crate) struct PlanReport {
 enum KekReport {
     New { provider: String },
     Keep { key_id: String },
+    Pending { key_id: String },
     Drop { key_ids: Vec<String> },
 }
 
@@ -29,6 +31,7 @@ enum KekReport {
 #[serde(rename_all = "kebab-case", tag = "step")]
 enum StepReport {
     ConvertDisk { path: String, from_encrypted: bool, to_encrypted: bool, bytes: u64 },
+    FinishRecrypt { committed: bool },
     RewrapDisk { path: String },
     ConvertFile { path: String, from_encrypted: bool, to_encrypted: bool, bytes: u64 },
     ReplaceVmx { path: String, to_encrypted: bool },
@@ -39,6 +42,7 @@ impl PlanReport {
         let kek = match plan.kek() {
             KekChange::New { provider } => KekReport::New { provider: provider.to_string() },
             KekChange::Keep { key_id } => KekReport::Keep { key_id: key_id.to_string() },
+            KekChange::Pending { key_id } => KekReport::Pending { key_id: key_id.to_string() },
             KekChange::Drop { key_ids } => {
                 KekReport::Drop { key_ids: key_ids.iter().map(ToString::to_string).collect() }
             }
@@ -47,6 +51,7 @@ impl PlanReport {
             Step::ConvertDisk { path, from_encrypted, to_encrypted, bytes } => {
                 StepReport::ConvertDisk { path, from_encrypted, to_encrypted, bytes }
             }
+            Step::FinishRecrypt { committed } => StepReport::FinishRecrypt { committed },
             Step::RewrapDisk { path } => StepReport::RewrapDisk { path },
             Step::ConvertFile { path, from_sealed, to_sealed, bytes } => {
                 StepReport::ConvertFile { path, from_encrypted: from_sealed, to_encrypted: to_sealed, bytes }
@@ -65,6 +70,7 @@ impl PlanReport {
             convert_bytes: plan.convert_bytes(),
             room_bytes: plan.room_bytes(),
             wrapped_key_count: plan.wrapped_key_count(),
+            warnings: plan.warnings().iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -75,6 +81,7 @@ impl fmt::Display for PlanReport {
         match &self.kek {
             KekReport::New { provider } => writeln!(f, "  a new KEK from {provider}")?,
             KekReport::Keep { key_id } => writeln!(f, "  under the KEK that the VM has, {key_id}")?,
+            KekReport::Pending { key_id } => writeln!(f, "  the new KEK of the interrupted operation, {key_id}")?,
             KekReport::Drop { key_ids } => {
                 writeln!(f, "  no KEK any more; not needed for this VM: {}", key_ids.join(", "))?
             }
@@ -84,6 +91,7 @@ impl fmt::Display for PlanReport {
                 StepReport::ConvertDisk { path, from_encrypted, to_encrypted, bytes } => {
                     writeln!(f, "  {} {path}, {bytes} bytes", verb(*from_encrypted, *to_encrypted))?;
                 }
+                StepReport::FinishRecrypt { .. } => writeln!(f, "  complete the interrupted shallow recrypt")?,
                 StepReport::RewrapDisk { path } => writeln!(f, "  wrap the DEK of {path} anew")?,
                 StepReport::ConvertFile { path, from_encrypted, to_encrypted, bytes } => {
                     writeln!(f, "  {} {path}, {bytes} bytes", verb(*from_encrypted, *to_encrypted))?;
@@ -95,6 +103,9 @@ impl fmt::Display for PlanReport {
                     writeln!(f, "  write {path} without an encrypted bundle")?;
                 }
             }
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning: {warning}")?;
         }
         write!(
             f,

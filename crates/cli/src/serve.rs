@@ -76,7 +76,7 @@ pub(crate) fn run(cli: &Cli, args: &ServeArgs, output: &mut Output) -> Result<()
         None => Vm::attaching(&storage, &disk)?,
     };
     let home = home::open_existing(cli, output)?;
-    let mut keys = keys::open(home.as_ref(), &args.keys, &keys::ids(&vm.inventory()?), None)?;
+    let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), None)?;
     let access = if args.read_only { DiskAccess::Read } else { DiskAccess::Write };
     let export = DiskExport::open(&vm, &disk, access, &mut keys)?;
 

@@ -1,6 +1,6 @@
 //! The disks that a snapshot link depends on.
 
-use vmseal_disk::{DiskLayout, find_parent};
+use vmseal_disk::{DescriptorPlace, DiskLayout, find_parent};
 use vmseal_formats::Descriptor;
 use vmseal_storage::{Storage, StoragePath};
 
@@ -51,7 +51,7 @@ pub(crate) fn follow(
             let what = format!("its chain of parents does not end ({hint}); restore the descriptors from a copy");
             return Err(Error::Vm { path: child.to_string(), what });
         }
-        let (descriptor, _) = DiskLayout::read_descriptor(storage, &found)?;
+        let (descriptor, place) = DiskLayout::read_descriptor(storage, &found)?;
         if descriptor.cid() != cid {
             let what = format!(
                 "its parent {hint} has changed since the snapshot (CID {:08x}, expected {cid:08x}); restore one of the two",
@@ -59,19 +59,46 @@ pub(crate) fn follow(
             );
             return Err(Error::Vm { path: child.to_string(), what });
         }
-        chain.links.push(Link { path: found.to_string(), encryption: disk_encryption(&descriptor, &found)? });
+        chain.links.push(Link {
+            path: found.to_string(),
+            embedded: is_embedded(place),
+            encryption: disk_encryption(&descriptor, &found)?,
+        });
         parent = parent_of(&descriptor);
         child = found;
     }
     Ok(chain)
 }
 
-fn parent_of(descriptor: &Descriptor) -> Option<(u32, String)> {
+/// The disks below `path`, nearest first, wherever they lie, as far as they can be found.
+pub(crate) fn ancestors(storage: &dyn Storage, path: &StoragePath) -> Vec<StoragePath> {
+    let mut found: Vec<StoragePath> = Vec::new();
+    let mut child = path.clone();
+    while let Ok((descriptor, _)) = DiskLayout::read_descriptor(storage, &child)
+        && let Some((_, hint)) = parent_of(&descriptor)
+        && let Ok(Some(parent)) = find_parent(storage, &child, &hint)
+        && parent != *path
+        && !found.contains(&parent)
+        && found.len() < DEPTH_MAX
+    {
+        found.push(parent.clone());
+        child = parent;
+    }
+    found
+}
+
+/// Whether a descriptor lies inside an extent.
+pub(crate) fn is_embedded(place: DescriptorPlace) -> bool {
+    matches!(place, DescriptorPlace::Embedded { .. })
+}
+
+/// The content ID and the name of the parent that a descriptor gives.
+pub(crate) fn parent_of(descriptor: &Descriptor) -> Option<(u32, String)> {
     let cid = descriptor.parent_cid()?;
     Some((cid, descriptor.parent_hint().unwrap_or_else(|| "without a name".to_owned())))
 }
 
-fn is_inside(path: &StoragePath, folder: &StoragePath) -> bool {
+pub(crate) fn is_inside(path: &StoragePath, folder: &StoragePath) -> bool {
     folder.is_root() || path.as_str().strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 

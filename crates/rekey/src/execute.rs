@@ -25,13 +25,14 @@ use crate::error::Error;
 use crate::inventory::PowerState;
 use crate::journal::JournalFile;
 use crate::material::Material;
-use crate::plan::{Operation, Plan, Strategy, plan, reasons_to_stop};
+use crate::plan::{KekChange, Operation, Plan, Step, Strategy, plan};
 use crate::power::power_state;
 use crate::prepare;
 use crate::progress::{Progress, Watch};
 use crate::publish::{self, Changes};
 use crate::record::{Phase, Record, staged_path};
 use crate::refusal::{Reason, Refusal};
+use crate::rules::reasons_to_stop;
 use crate::stage::{self, Job};
 use crate::survey::survey;
 use crate::vmx::Entries;
@@ -49,6 +50,8 @@ pub struct Outcome {
     pub ending: Ending,
     /// The files that were replaced, relative to the storage root.
     pub files: Vec<String>,
+    /// How an interrupted shallow recrypt ended that had to be completed first, where there was one.
+    pub finished_first: Option<Ending>,
     /// Encrypted disks that the VM's bundle names and that are not attached: their DEKs are wrapped under the KEK that they had.
     pub detached: Vec<String>,
 }
@@ -69,6 +72,9 @@ pub enum Ending {
 
 /// Executes `plan`.
 ///
+/// A shallow recrypt that was planned while another one lay interrupted completes that one, as [`resume`] does; the outcome's ending says so. Where
+/// a KEK of another provider is wanted the VM is recrypted once more, and [`Outcome::finished_first`] says so.
+///
 /// # Errors
 /// After any error but [`Error::Stopped`] and [`Error::Incomplete`] the VM is as it was before. Those two leave an
 /// operation that [`resume`] completes; [`rollback`] undoes a stopped one.
@@ -80,10 +86,34 @@ pub fn execute(
 ) -> Result<Outcome, Error> {
     let vmx = StoragePath::new(planned.vmx())?;
     let _lock = lock(storage, &vmx)?;
-    let inventory = survey(storage, &vmx)?;
+    let mut inventory = survey(storage, &vmx)?;
+    if let Some(pending) = &mut inventory.pending {
+        // Whoever holds the lock is this call.
+        pending.running = false;
+    }
     if plan(&inventory, &planned.request)? != *planned {
         return Err(Error::Changed { vmx: vmx.to_string() });
     }
+    if !matches!(planned.steps().first(), Some(Step::FinishRecrypt { .. })) {
+        return execute_locked(storage, planned, &vmx, keys, watch);
+    }
+    let finished = resume_locked(storage, &vmx, keys, watch, Changes::Keep)?;
+    if matches!(planned.kek(), KekChange::Pending { .. }) {
+        return Ok(finished);
+    }
+    // Only now can everything be seen.
+    let next = plan(&survey(storage, &vmx)?, &planned.request)?;
+    let outcome = execute_locked(storage, &next, &vmx, keys, watch)?;
+    Ok(Outcome { finished_first: Some(finished.ending), ..outcome })
+}
+
+fn execute_locked(
+    storage: &dyn Storage,
+    planned: &Plan,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, Error> {
     let (mut record, material) = prepare::begin(storage, planned, keys)?;
     record.in_place = convert_in_place::planned(storage, planned, &record)?;
     let jobs = stage::jobs(storage, &record)?;
@@ -93,11 +123,11 @@ pub fn execute(
     // From here on there is something to undo.
     let result = record
         .write(storage, &material.record_key(record.operation, Phase::Prepare))
-        .and_then(|()| prepare_and_commit(storage, &vmx, &mut record, &material, &jobs, Changes::Keep, watch));
+        .and_then(|()| prepare_and_commit(storage, vmx, &mut record, &material, &jobs, Changes::Keep, watch));
     match result {
-        Ok(()) => finish(storage, &vmx, &record, &material, keys, Ending::Done),
+        Ok(()) => finish(storage, vmx, &record, &material, keys, Ending::Done),
         Err(Error::Stopped) => Err(Error::Stopped),
-        Err(error) => Err(undo_after(storage, &vmx, &record, error)),
+        Err(error) => Err(undo_after(storage, vmx, &record, error)),
     }
 }
 
@@ -114,6 +144,16 @@ pub fn resume(
     changes: Changes,
 ) -> Result<Outcome, Error> {
     let _lock = lock(storage, vmx)?;
+    resume_locked(storage, vmx, keys, watch, changes)
+}
+
+fn resume_locked(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+    watch: &mut dyn Watch,
+    changes: Changes,
+) -> Result<Outcome, Error> {
     let Some(unverified) = Record::read(storage, vmx)? else {
         return Err(Error::NothingPending { vmx: vmx.to_string() });
     };
@@ -123,15 +163,14 @@ pub fn resume(
     let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
     let mut record = unverified.verify(&key)?;
     if record.phase == Phase::Publish {
-        if record.operation != Operation::ShallowRecrypt {
-            check_power(storage, vmx, record.operation)?;
-        }
+        check_power(storage, vmx, &record)?;
         let files = publish::complete(storage, &record, &material, keys, changes)?;
         remove_record(storage, vmx)?;
         return Ok(Outcome {
             operation: record.operation,
             ending: Ending::Completed,
             files,
+            finished_first: None,
             detached: detached(&record, &material),
         });
     }
@@ -189,7 +228,13 @@ pub fn rollback(
 }
 
 fn rolled_back(record: &Record) -> Outcome {
-    Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new(), detached: Vec::new() }
+    Outcome {
+        operation: record.operation,
+        ending: Ending::RolledBack,
+        files: Vec::new(),
+        finished_first: None,
+        detached: Vec::new(),
+    }
 }
 
 /// Puts converted data back, then removes the rest.
@@ -276,9 +321,7 @@ pub(crate) fn prepare_and_commit(
             return Err(Error::ChangedMeanwhile { path: old.target.clone(), operation: record.operation });
         }
     }
-    if record.operation != Operation::ShallowRecrypt {
-        check_power(storage, vmx, record.operation)?;
-    }
+    check_power(storage, vmx, record)?;
     let file = vmx.to_string();
     let mut report = |step: u64| {
         done_bytes += step;
@@ -314,7 +357,13 @@ pub(crate) fn finish(
     let files = published
         .and_then(|files| remove_record(storage, vmx).map(|()| files))
         .map_err(|source| Error::Incomplete { operation: record.operation, source: Box::new(source) })?;
-    Ok(Outcome { operation: record.operation, ending, files, detached: detached(record, material) })
+    Ok(Outcome {
+        operation: record.operation,
+        ending,
+        files,
+        finished_first: None,
+        detached: detached(record, material),
+    })
 }
 
 fn detached(record: &Record, material: &Material) -> Vec<String> {
@@ -360,14 +409,25 @@ fn remove_record(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> 
     Record::remove(storage, vmx)
 }
 
-fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -> Result<(), Error> {
-    let reason = match power_state(storage, vmx, &Entries::read_vmx(storage, vmx)?)? {
+fn check_power(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
+    let operation = record.operation;
+    let is_shallow = operation == Operation::ShallowRecrypt;
+    let state = power_state(storage, vmx, &Entries::read_vmx(storage, vmx)?)?;
+    let reasons = match state {
         PowerState::Off => return Ok(()),
-        PowerState::InUse { file } => Reason::InUse { file },
-        PowerState::On { evidence } => Reason::PoweredOn { evidence },
-        PowerState::Suspended { evidence } => Reason::Suspended { evidence },
+        PowerState::Suspended { .. } if is_shallow => return Ok(()),
+        PowerState::InUse { file: evidence } | PowerState::On { evidence } if is_shallow => {
+            let targets = record.patches.iter().map(|patch| patch.target.clone());
+            targets.map(|disk| Reason::EmbeddedDescriptor { evidence: evidence.clone(), disk }).collect()
+        }
+        PowerState::InUse { file } => vec![Reason::InUse { file }],
+        PowerState::On { evidence } => vec![Reason::PoweredOn { evidence }],
+        PowerState::Suspended { evidence } => vec![Reason::Suspended { evidence }],
     };
-    Err(Refusal { operation, vmx: vmx.to_string(), reasons: vec![reason] }.into())
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal { operation, vmx: vmx.to_string(), reasons }.into())
 }
 
 /// The VM could be used while its operation lay interrupted: what was done then decides whether it can go on. Data that was written
@@ -375,7 +435,8 @@ fn check_power(storage: &dyn Storage, vmx: &StoragePath, operation: Operation) -
 fn check_still_allowed(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(), Error> {
     check_keys_from_before(storage, vmx, record)?;
     let mut inventory = survey(storage, vmx)?;
-    inventory.disks.retain(|disk| record.disks.iter().any(|entry| entry.descriptor == disk.path));
+    let is_planned = |path: &str| record.disks.iter().any(|entry| entry.descriptor == path);
+    inventory.disks.retain(|disk| disk.chain().any(|link| is_planned(link.path)));
     let reasons = reasons_to_stop(&inventory, record.operation);
     if reasons.is_empty() {
         return Ok(());

@@ -1,159 +1,15 @@
 //! The planner: which operation is allowed on which VM, and what it will do. Pure; no I/O, no keys.
 //!
-//! The rules are vSphere's ("vSphere Security", virtual machine encryption interoperability and caveats): each is one
-//! line of [`reasons`].
+//! The rules are vSphere's, and stand in `rules.rs`; `docs/rules.md` has them as a table.
 
-use core::fmt;
-
-use serde::{Deserialize, Serialize};
-use vmseal_disk::UnitSize;
 use vmseal_keys::{KeyId, ProviderName};
 
-use crate::inventory::{Encryption, Inventory, Pending, PowerState, Snapshots, VmDisk};
-use crate::journal::{Journal, Shape};
+use crate::inventory::{Inventory, PowerState};
+use crate::journal::Shape;
 use crate::refusal::{Reason, Refusal};
-
-/// What is wanted of a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    pub(crate) operation: Operation,
-    pub(crate) provider: Option<ProviderName>,
-    pub(crate) disks: Disks,
-    pub(crate) unit: UnitSize,
-    pub(crate) drop_recovery: bool,
-    pub(crate) forget_detached: bool,
-    pub(crate) strategy: Strategy,
-    pub(crate) memory_bytes: u64,
-}
-
-impl Request {
-    fn new(operation: Operation, provider: Option<ProviderName>) -> Self {
-        Self {
-            operation,
-            provider,
-            disks: Disks::All,
-            unit: UnitSize::B512,
-            drop_recovery: false,
-            forget_detached: false,
-            strategy: Strategy::Copy,
-            memory_bytes: 64 << 20,
-        }
-    }
-
-    /// Encrypt the VM, with all its disks, under a new KEK of `provider`.
-    pub fn encrypt(provider: &ProviderName) -> Self {
-        Self::new(Operation::Encrypt, Some(provider.clone()))
-    }
-
-    /// Decrypt the VM and all its disks.
-    pub fn decrypt() -> Self {
-        Self::new(Operation::Decrypt, None)
-    }
-
-    /// A new KEK for every wrapped key; no data is touched.
-    pub fn shallow_recrypt() -> Self {
-        Self::new(Operation::ShallowRecrypt, None)
-    }
-
-    /// A new KEK and new DEKs; all data is rewritten.
-    pub fn deep_recrypt() -> Self {
-        Self::new(Operation::DeepRecrypt, None)
-    }
-
-    /// The provider of the new KEK; a recrypt stays with the VM's provider otherwise.
-    #[must_use]
-    pub fn provider(mut self, provider: &ProviderName) -> Self {
-        self.provider = Some(provider.clone());
-        self
-    }
-
-    /// Which disks to encrypt; a decryption or a recrypt is always of all.
-    #[must_use]
-    pub fn disks(mut self, disks: Disks) -> Self {
-        self.disks = disks;
-        self
-    }
-
-    /// The data unit of newly encrypted disks; 512 bytes otherwise.
-    #[must_use]
-    pub fn unit_size(mut self, unit: UnitSize) -> Self {
-        self.unit = unit;
-        self
-    }
-
-    /// How data is converted; [`Strategy::Copy`] otherwise.
-    #[must_use]
-    pub fn strategy(mut self, strategy: Strategy) -> Self {
-        self.strategy = strategy;
-        self
-    }
-
-    /// The memory that converting data in place may use; 64 MiB otherwise. Less than 128 KiB is taken as 128 KiB.
-    #[must_use]
-    pub fn memory_bytes(mut self, memory_bytes: u64) -> Self {
-        self.memory_bytes = memory_bytes;
-        self
-    }
-
-    /// Lets a deep recrypt go on without the recovery password that the VM has: afterwards it has none.
-    #[must_use]
-    pub fn drop_recovery(mut self) -> Self {
-        self.drop_recovery = true;
-        self
-    }
-
-    /// Lets a decryption go on although the VM's bundle holds keys of disks or files that are not attached now: those keys are gone afterwards.
-    #[must_use]
-    pub fn forget_detached(mut self) -> Self {
-        self.forget_detached = true;
-        self
-    }
-}
-
-/// The operations on a VM.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// Plain to encrypted.
-    Encrypt,
-    /// Encrypted to plain.
-    Decrypt,
-    /// New KEK.
-    ShallowRecrypt,
-    /// New KEK and DEKs.
-    DeepRecrypt,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Encrypt => "encrypt",
-            Self::Decrypt => "decrypt",
-            Self::ShallowRecrypt => "shallow recrypt",
-            Self::DeepRecrypt => "deep recrypt",
-        })
-    }
-}
-
-/// How the data of a disk is converted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
-    /// A converted file beside each old one takes its place at the end. Until then the VM is untouched; there has to be room for it.
-    Copy,
-    /// The data is converted where it lies, with a journal. No room for a second copy is needed; undoing means converting back.
-    InPlace(Journal),
-}
-
-/// Which disks an encryption takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Disks {
-    /// Every disk of the VM.
-    All,
-    /// None: the VM files alone.
-    None,
-    /// These, by the names that the VMX uses.
-    Only(Vec<String>),
-}
+pub(crate) use crate::request::{Operation, Request, Strategy};
+use crate::rules::{chosen_disks, encrypted_links, finishes, is_more_wanted, reasons};
+use crate::warning::Warning;
 
 /// What an operation will do, in order. The executor does exactly this.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +18,7 @@ pub struct Plan {
     pub(crate) vmx: String,
     pub(crate) kek: KekChange,
     pub(crate) steps: Vec<Step>,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 impl Plan {
@@ -212,6 +69,11 @@ impl Plan {
         &self.steps
     }
 
+    /// What to know before: of the VM as it is, and of the operation.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
     /// The bytes on storage that are rewritten.
     pub fn convert_bytes(&self) -> u64 {
         self.steps.iter().map(Step::convert_bytes).sum()
@@ -245,6 +107,11 @@ pub enum KekChange {
         /// Its ID.
         key_id: KeyId,
     },
+    /// The new one of the interrupted shallow recrypt that is completed.
+    Pending {
+        /// Its ID.
+        key_id: KeyId,
+    },
     /// Nothing is under a KEK any longer.
     Drop {
         /// The KEKs that are no longer needed for this VM.
@@ -255,6 +122,12 @@ pub enum KekChange {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Complete the shallow recrypt that was interrupted. What follows it is planned anew once that is done: what is listed here is what
+    /// can be told before.
+    FinishRecrypt {
+        /// Whether it was behind its commit point.
+        committed: bool,
+    },
     /// Rewrite a disk's data from one cipher to another.
     ConvertDisk {
         /// The descriptor.
@@ -295,7 +168,7 @@ impl Step {
     fn convert_bytes(&self) -> u64 {
         match self {
             Self::ConvertDisk { bytes, .. } | Self::ConvertFile { bytes, .. } => *bytes,
-            Self::RewrapDisk { .. } | Self::ReplaceVmx { .. } => 0,
+            Self::FinishRecrypt { .. } | Self::RewrapDisk { .. } | Self::ReplaceVmx { .. } => 0,
         }
     }
 }
@@ -308,6 +181,15 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, Refusal> {
     let reasons = reasons(inventory, request);
     if !reasons.is_empty() {
         return Err(Refusal { operation: request.operation, vmx: inventory.vmx.clone(), reasons });
+    }
+    let warnings = warnings(inventory, request);
+    let mut steps = Vec::new();
+    if let Some(pending) = finishes(inventory, request) {
+        steps.push(Step::FinishRecrypt { committed: pending.committed });
+        if let (Some(key_id), false) = (pending.key_ids.first(), is_more_wanted(pending, request)) {
+            let kek = KekChange::Pending { key_id: key_id.clone() };
+            return Ok(Plan { request: request.clone(), vmx: inventory.vmx.clone(), kek, steps, warnings });
+        }
     }
     let chosen = chosen_disks(inventory, request);
     let kek = match request.operation {
@@ -333,7 +215,6 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, Refusal> {
             }
         }
     };
-    let mut steps = Vec::new();
     if request.operation == Operation::ShallowRecrypt {
         for path in encrypted_links(inventory) {
             steps.push(Step::RewrapDisk { path });
@@ -365,148 +246,19 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, Refusal> {
     }
     // The VMX comes last: what opens the rest is complete before it names it.
     steps.push(Step::ReplaceVmx { path: inventory.vmx.clone(), to_encrypted: request.operation != Operation::Decrypt });
-    Ok(Plan { request: request.clone(), vmx: inventory.vmx.clone(), kek, steps })
+    Ok(Plan { request: request.clone(), vmx: inventory.vmx.clone(), kek, steps, warnings })
 }
 
 fn single(inventory: &Inventory, request: &Request, reason: Reason) -> Refusal {
     Refusal { operation: request.operation, vmx: inventory.vmx.clone(), reasons: vec![reason] }
 }
 
-/// The disks that a request works on, in the order of the VMX.
-fn chosen_disks<'i>(inventory: &'i Inventory, request: &Request) -> Vec<&'i VmDisk> {
-    inventory
-        .disks
-        .iter()
-        .filter(|disk| match (request.operation, &request.disks) {
-            (Operation::Encrypt, Disks::All) => true,
-            (Operation::Encrypt, Disks::None) => false,
-            (Operation::Encrypt, Disks::Only(names)) => names.iter().any(|name| is_named(inventory, disk, name)),
-            _ => !disk.encryption.is_none(),
-        })
-        .collect()
-}
-
-/// Whether a disk goes by this name: its path on the storage, or its path from the VMX.
-fn is_named(inventory: &Inventory, disk: &VmDisk, name: &str) -> bool {
-    let folder = inventory.vmx.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let from_vmx = disk.path.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/'));
-    disk.path == name || from_vmx == Some(name)
-}
-
-/// Every encrypted descriptor of the VM, the links of snapshot chains included, in the order of the VMX.
-fn encrypted_links(inventory: &Inventory) -> Vec<String> {
-    let mut paths: Vec<String> = Vec::new();
-    for disk in &inventory.disks {
-        let links = disk.links.iter().map(|link| (&link.path, &link.encryption));
-        for (path, encryption) in core::iter::once((&disk.path, &disk.encryption)).chain(links) {
-            if !encryption.is_none() && !paths.contains(path) {
-                paths.push(path.clone());
-            }
-        }
+fn warnings(inventory: &Inventory, request: &Request) -> Vec<Warning> {
+    let mut warnings = inventory.warnings();
+    if let (Operation::ShallowRecrypt, PowerState::On { evidence } | PowerState::InUse { file: evidence }) =
+        (request.operation, &inventory.power)
+    {
+        warnings.push(Warning::RecryptWhileRunning { evidence: evidence.clone() });
     }
-    paths
-}
-
-/// Every rule, a line each.
-fn reasons(inventory: &Inventory, request: &Request) -> Vec<Reason> {
-    let chosen = chosen_disks(inventory, request);
-    let mut reasons = Vec::new();
-    if let Some(Pending { operation, committed, running, .. }) = inventory.pending {
-        reasons.push(Reason::Pending { operation, committed, running });
-    }
-    reasons.extend(state_reasons(inventory, request.operation, &chosen));
-    if let Encryption::Foreign { what } = &inventory.encryption {
-        reasons.push(Reason::ForeignVm { what: what.clone() });
-    }
-    if request.operation == Operation::Encrypt {
-        encrypt_reasons(inventory, request, &chosen, &mut reasons);
-    } else if inventory.encryption.is_none() {
-        reasons.push(Reason::NotEncrypted);
-    }
-    reasons
-}
-
-/// The rules that hold for as long as an operation is under way, also when it is resumed.
-pub(crate) fn reasons_to_stop(inventory: &Inventory, operation: Operation) -> Vec<Reason> {
-    state_reasons(inventory, operation, &inventory.disks.iter().collect::<Vec<_>>())
-}
-
-/// The rules about the VM's state, a row of vSphere's table each.
-fn state_reasons(inventory: &Inventory, operation: Operation, chosen: &[&VmDisk]) -> Vec<Reason> {
-    let shallow = operation == Operation::ShallowRecrypt;
-    let mut reasons = Vec::new();
-    match &inventory.power {
-        PowerState::Off => {}
-        PowerState::On { evidence } | PowerState::InUse { file: evidence } if shallow => {
-            if let Some(disk) = chosen.iter().find(|disk| disk.is_ide()) {
-                reasons.push(Reason::IdeWhilePoweredOn { evidence: evidence.clone(), disk: disk.path.clone() });
-            }
-        }
-        PowerState::On { evidence } => reasons.push(Reason::PoweredOn { evidence: evidence.clone() }),
-        PowerState::InUse { file } => reasons.push(Reason::InUse { file: file.clone() }),
-        PowerState::Suspended { .. } if shallow => {}
-        PowerState::Suspended { evidence } => reasons.push(Reason::Suspended { evidence: evidence.clone() }),
-    }
-    match inventory.snapshots {
-        Snapshots::None => {}
-        Snapshots::OneBranch { .. } if shallow => {}
-        Snapshots::OneBranch { count } => reasons.push(Reason::Snapshots { count }),
-        Snapshots::SeveralBranches { count, branch_count } => {
-            reasons.push(Reason::SeveralBranches { count, branch_count })
-        }
-    }
-    if let Some(parent) = &inventory.linked_to {
-        reasons.push(Reason::LinkedClone { parent: parent.clone() });
-    }
-    for disk in chosen {
-        if let Some(other) = &disk.shared_with {
-            reasons.push(Reason::SharedDisk { disk: disk.path.clone(), with: other.clone() });
-        }
-        if let Encryption::Foreign { what } = &disk.encryption {
-            reasons.push(Reason::ForeignDisk { disk: disk.path.clone(), what: what.clone() });
-        }
-        if let (Some(what), false) = (&disk.unsupported, shallow) {
-            reasons.push(Reason::UnsupportedDisk { disk: disk.path.clone(), what: what.clone() });
-        }
-    }
-    reasons
-}
-
-fn encrypt_reasons(inventory: &Inventory, request: &Request, chosen: &[&VmDisk], reasons: &mut Vec<Reason>) {
-    if let Disks::Only(names) = &request.disks {
-        for name in names {
-            if !inventory.disks.iter().any(|disk| is_named(inventory, disk, name)) {
-                let known = inventory.disks.iter().map(|disk| disk.path.clone()).collect();
-                reasons.push(Reason::UnknownDisk { name: name.clone(), known });
-            }
-        }
-    }
-    if inventory.disks.is_empty() && request.disks == Disks::All {
-        reasons.push(Reason::NoDisks);
-    }
-    // With snapshots or a suspended VM that reason says it already.
-    if inventory.snapshots == Snapshots::None {
-        reasons.extend(inventory.guest_memory.iter().map(|file| Reason::GuestMemory { file: file.clone() }));
-    }
-    for file in inventory.files.iter().filter(|file| file.sealed && inventory.encryption.is_none()) {
-        reasons.push(Reason::ForeignFile { file: file.path.clone() });
-    }
-    for disk in chosen {
-        // Where all disks of an encrypted VM were asked for, the one reason says it.
-        let is_told = !inventory.encryption.is_none() && !matches!(request.disks, Disks::Only(_));
-        if matches!(disk.encryption, Encryption::Vmseal { .. }) && !is_told {
-            reasons.push(Reason::DiskAlreadyEncrypted { disk: disk.path.clone() });
-        }
-    }
-    if let Encryption::Vmseal { key_ids, .. } = &inventory.encryption {
-        if !matches!(request.disks, Disks::Only(_)) {
-            reasons.push(Reason::AlreadyEncrypted { key_ids: key_ids.clone() });
-        } else if let (Some(provider), Some(key_id)) = (&request.provider, key_ids.first())
-            && key_id.provider() != provider
-        {
-            reasons.push(Reason::OtherProvider { key_id: key_id.clone(), wanted: provider.clone() });
-        }
-    } else if request.provider.is_none() {
-        reasons.push(Reason::NoProvider);
-    }
+    warnings
 }

@@ -3,6 +3,7 @@
 use vmseal_disk::DiskLayout;
 use vmseal_storage::{Storage, StoragePath};
 
+use crate::chain;
 use crate::error::Error;
 use crate::inventory::PowerState;
 use crate::vmx::{Entries, stem};
@@ -12,8 +13,16 @@ pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &En
     if let Some(path) = running(storage, vmx)? {
         return Ok(on(path));
     }
-    // A disk in use has its lock too.
+    // A disk in use has its lock too, as has each link below it.
+    let mut disks: Vec<StoragePath> = Vec::new();
     for (_, path) in entries.disks()? {
+        // A parent outside the folder is another VM's, which may run.
+        let links = chain::ancestors(storage, &path).into_iter();
+        let links: Vec<StoragePath> = links.filter(|link| chain::is_inside(link, &vmx.folder())).collect();
+        disks.push(path);
+        disks.extend(links);
+    }
+    for path in &disks {
         let lock = path.with_suffix(".lck");
         if storage.metadata(&lock)?.is_some() {
             return Ok(on(lock));
@@ -25,7 +34,7 @@ pub(crate) fn power_state(storage: &dyn Storage, vmx: &StoragePath, entries: &En
             return Ok(on(swap));
         }
     }
-    for (_, path) in entries.disks()? {
+    for path in disks {
         let extents = DiskLayout::open(storage, &path).map(|layout| layout.files()).unwrap_or_default();
         for path in core::iter::once(path).chain(extents) {
             if storage.in_use(&path)? {
@@ -53,7 +62,14 @@ pub fn running(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Storag
         return Ok(Some(lock));
     }
     // ESXi keeps the swap file of a running VM beside it, and removes it when the VM is powered off.
-    Ok(own_files(storage, vmx, &["vswp"])?.pop())
+    if let Some(swap) = own_files(storage, vmx, &["vswp"])?.pop() {
+        return Ok(Some(swap));
+    }
+    // So it does with that of the process that runs the VM: `vmx-web01-<hash>-1.vswp`.
+    let process = format!("vmx-{}-", stem(vmx));
+    let is_swap = |name: &String| name.starts_with(&process) && name.to_ascii_lowercase().ends_with(".vswp");
+    let swap = storage.list(&vmx.folder())?.into_iter().find(is_swap);
+    Ok(swap.map(|name| vmx.sibling(&name)).transpose()?)
 }
 
 /// Files with the guest's memory or the state of its devices that lie beside a VM: what a snapshot or a suspended VM left.

@@ -47,7 +47,7 @@ pub(crate) fn begin(storage: &dyn Storage, plan: &Plan, keys: &mut dyn KeySource
                 }
                 record.files.push(FileRecord { path: path.clone(), from_sealed: *from_sealed, to_sealed: *to_sealed });
             }
-            Step::ReplaceVmx { .. } => {}
+            Step::FinishRecrypt { .. } | Step::ReplaceVmx { .. } => {}
         }
     }
     if let (Some(wrapping), Some(new)) = (&wrapping, &new) {
@@ -100,7 +100,7 @@ fn check_all_planned(plan: &Plan, old: &VmSecrets) -> Result<(), Error> {
     let planned = |wanted: &str| {
         plan.steps().iter().any(|step| match step {
             Step::ConvertDisk { path, .. } | Step::ConvertFile { path, .. } => path == wanted,
-            Step::RewrapDisk { .. } | Step::ReplaceVmx { .. } => false,
+            Step::FinishRecrypt { .. } | Step::RewrapDisk { .. } | Step::ReplaceVmx { .. } => false,
         })
     };
     let names: Vec<String> = old.member_names().filter(|name| !planned(name)).map(str::to_owned).collect();
@@ -214,7 +214,7 @@ impl Wrapping {
         let kek_id = match plan.kek() {
             // Made by its provider, then asked for by its ID: a key that cannot be had again is never used.
             KekChange::New { provider } => keys.create(provider)?,
-            KekChange::Keep { key_id } => key_id.clone(),
+            KekChange::Keep { key_id } | KekChange::Pending { key_id } => key_id.clone(),
             KekChange::Drop { .. } => return Ok(None),
         };
         let kek = keys.fetch(&kek_id)?;

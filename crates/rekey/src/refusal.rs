@@ -43,6 +43,18 @@ pub enum Reason {
         /// The disk.
         disk: String,
     },
+    /// A shallow recrypt of a running VM would have to write into a file that its hypervisor writes too.
+    EmbeddedDescriptor {
+        /// What shows that it runs.
+        evidence: String,
+        /// The disk whose descriptor lies inside its extent.
+        disk: String,
+    },
+    /// An encrypted disk is attached to a VM that is not encrypted.
+    EncryptedDiskOnPlainVm {
+        /// The disk.
+        disk: String,
+    },
     /// A disk is encrypted by something else.
     ForeignDisk {
         /// The disk.
@@ -160,6 +172,14 @@ impl fmt::Display for Reason {
                 f.write_str("; use `recrypt` for new keys, or name the disks that are still in the clear")
             }
             Self::DiskAlreadyEncrypted { disk } => write!(f, "{disk} is already encrypted; leave it out"),
+            Self::EmbeddedDescriptor { evidence, disk } => write!(
+                f,
+                "the VM is powered on ({evidence}) and the descriptor of {disk} lies inside the file that it writes to; power it off first"
+            ),
+            Self::EncryptedDiskOnPlainVm { disk } => write!(
+                f,
+                "{disk} is encrypted, and the VM that it is attached to is not; detach it, or restore the VMX that has its keys from a copy"
+            ),
             Self::ForeignDisk { disk, what } => write!(f, "{disk}: {what}"),
             Self::ForeignVm { what } => f.write_str(what),
             Self::ForeignFile { file } => write!(
@@ -206,7 +226,11 @@ impl fmt::Display for Reason {
                 "the VM is powered on ({evidence} is there); power it off first, or remove that file if it was left behind"
             ),
             Self::SeveralBranches { count, branch_count } => {
-                write!(f, "the VM has {count} snapshots on {branch_count} branches; remove all but one branch first")
+                write!(
+                    f,
+                    "the VM has {count} snapshot{} on {branch_count} branches; remove all but one branch first",
+                    if *count == 1 { "" } else { "s" }
+                )
             }
             Self::SharedDisk { disk, with } => {
                 write!(f, "{disk} is used by {with} too; give each VM its own disk first")

@@ -1,24 +1,22 @@
 //! Reads a VM from storage into an [`Inventory`]: no key is needed, nothing is written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use vmseal_disk::DiskLayout;
 use vmseal_formats::{Descriptor, KeyList, envelope};
 use vmseal_keys::KeyId;
-use vmseal_storage::{Access, Kind, LockMode, Storage, StoragePath};
+use vmseal_storage::{Access, LockMode, Storage, StoragePath};
 
 use crate::chain;
 use crate::error::Error;
 use crate::execute::lock_path;
 use crate::inventory::{Encryption, Inventory, Pending, VmDisk, VmFile};
+use crate::neighbours;
 use crate::plan::Operation;
 use crate::power::{guest_memory, power_state};
 use crate::record::{Phase, Record};
 use crate::snapshots::snapshots;
 use crate::vmx::{Entries, PROFILE_NAME};
-
-/// Other VMs in the folders that are looked at for disks they share with this one.
-const NEIGHBOURS_MAX: usize = 256;
 
 /// Reads the VM whose VMX is `vmx`.
 ///
@@ -42,15 +40,16 @@ pub fn survey(storage: &dyn Storage, vmx: &StoragePath) -> Result<Inventory, Err
         }
     }
     let files = files(storage, &entries)?;
+    let mut others = BTreeMap::new();
     if !committed {
         check_own_files(storage, vmx, &disks, &files)?;
-        mark_shared(storage, vmx, &mut disks)?;
+        others = neighbours::used_files(storage, vmx, &disks)?;
+        neighbours::mark_shared(&mut disks, &others);
     }
-    let on_links = disks.iter().any(|disk| !disk.links.is_empty());
     Ok(Inventory {
         vmx: vmx.to_string(),
         power: power_state(storage, vmx, &entries)?,
-        snapshots: snapshots(storage, vmx, on_links)?,
+        snapshots: snapshots(storage, vmx, &disks, &others)?,
         linked_to,
         encryption: vm_encryption(&entries)?,
         files,
@@ -82,9 +81,9 @@ pub fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pendin
         }
         _ => [&claims.new_bundle, &None],
     };
-    let lists = lists.into_iter().flatten().filter_map(|list| KeyList::parse(list).ok());
-    let mut key_ids: Vec<KeyId> = lists.flat_map(|list| list.key_ids()).collect();
-    key_ids.dedup();
+    let needed = key_ids(lists.into_iter().flatten());
+    let old = claims.disks.iter().filter_map(|disk| disk.old_keys.as_ref());
+    let from_key_ids = key_ids(claims.old_bundle.iter().chain(old));
     // Whoever works on the VM holds its lock. Storage that gives none here cannot be worked on either.
     let lock = storage.lock(&lock_path(vmx), LockMode::Shared);
     Ok(Some(Pending {
@@ -93,8 +92,20 @@ pub fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pendin
         committed: claims.phase == Phase::Publish,
         converting: matches!(claims.phase, Phase::Convert | Phase::Revert),
         running: matches!(lock, Err(vmseal_storage::Error::Locked { .. })),
-        key_ids,
+        key_ids: needed,
+        from_key_ids,
     }))
+}
+
+/// The KEKs that these locator lists name.
+fn key_ids<'l>(lists: impl Iterator<Item = &'l String>) -> Vec<KeyId> {
+    let mut ids: Vec<KeyId> = Vec::new();
+    for id in lists.filter_map(|list| KeyList::parse(list).ok()).flat_map(|list| list.key_ids()) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 /// Reads one disk; also its parent outside the VM's folder, where it has one.
@@ -104,7 +115,7 @@ fn disk(
     node: String,
     path: &StoragePath,
 ) -> Result<(VmDisk, Option<String>), Error> {
-    let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
+    let (descriptor, place) = DiskLayout::read_descriptor(storage, path)?;
     let chain = chain::follow(storage, folder, path, &descriptor)?;
     let mut disk = VmDisk {
         path: path.to_string(),
@@ -113,6 +124,7 @@ fn disk(
         stored_bytes: 0,
         extents: Vec::new(),
         create_type: descriptor.create_type().to_owned(),
+        embedded: chain::is_embedded(place),
         encryption: disk_encryption(&descriptor, path)?,
         unit: vmseal_disk::Encryption::from_descriptor(&descriptor).ok().flatten().map(|encryption| encryption.unit()),
         links: chain.links,
@@ -212,38 +224,6 @@ fn check_own_files(storage: &dyn Storage, vmx: &StoragePath, disks: &[VmDisk], f
         let identity = storage.metadata(&StoragePath::new(path)?)?.and_then(|metadata| metadata.identity);
         if let Some(other) = identity.and_then(|identity| by_identity.insert(identity, part)) {
             return Err(twice(other));
-        }
-    }
-    Ok(())
-}
-
-/// Finds disks that another VM uses whose VMX lies in the folder of the VM or of one of its disks.
-fn mark_shared(storage: &dyn Storage, vmx: &StoragePath, disks: &mut [VmDisk]) -> Result<(), Error> {
-    let own_folders = disks.iter().filter_map(|disk| StoragePath::new(&disk.path).ok()).map(|path| path.folder());
-    let folders: BTreeSet<StoragePath> = own_folders.chain([vmx.folder()]).collect();
-    let mut seen = 0;
-    for folder in folders {
-        for name in storage.list(&folder)? {
-            let other = folder.join(&name)?;
-            if other == *vmx || !name.to_ascii_lowercase().ends_with(".vmx") || seen == NEIGHBOURS_MAX {
-                continue;
-            }
-            seen += 1;
-            let is_file = storage.metadata(&other)?.is_some_and(|metadata| metadata.kind == Kind::File);
-            // A neighbour that cannot be read is no reason to refuse work on this VM.
-            let Ok(attached) = Entries::read(storage, &other).and_then(|entries| entries.disks()) else { continue };
-            for (_, path) in attached.iter().filter(|_| is_file) {
-                let mut used = vec![path.to_string()];
-                if let Ok(layout) = DiskLayout::open(storage, path) {
-                    used.extend(layout.files().iter().map(StoragePath::to_string));
-                }
-                for disk in disks.iter_mut() {
-                    let links = disk.links.iter().map(|link| &link.path);
-                    if core::iter::once(&disk.path).chain(&disk.extents).chain(links).any(|own| used.contains(own)) {
-                        disk.shared_with = Some(other.to_string());
-                    }
-                }
-            }
         }
     }
     Ok(())

@@ -23,17 +23,22 @@ pub struct Unlocked {
     secrets: VmSecrets,
 }
 
-/// Opens the encrypted bundle of a VM.
+/// Opens the encrypted bundle of a VM. While a shallow recrypt is pending, whatever its phase, the keys of before and after are both needed: each
+/// file has either.
 ///
 /// # Errors
-/// [`Error::Pending`] where an operation has to end first; [`Error::NotEncrypted`] where there is nothing to open; [`Error::Disagreement`]; [`Error::WrongKey`]
+/// [`Error::Pending`] where an operation other than a shallow recrypt has to end first; [`Error::NotEncrypted`] where there is nothing to open; [`Error::Disagreement`]; [`Error::WrongKey`]
 /// where no key opens it.
 pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource) -> Result<Unlocked, Error> {
-    check_nothing_pending(storage, vmx)?;
+    let is_pending = check_usable(storage, vmx)?;
     let entries = Entries::read_vmx(storage, vmx)?;
     let list = entries.bundle().ok_or_else(|| Error::NotEncrypted { vmx: vmx.to_string() })?;
     let secrets = open_bundle(list, vmx.as_str(), keys)?;
-    check_members(storage, &entries, vmx, &secrets)?;
+    match check_members(storage, &entries, vmx, &secrets) {
+        // A descriptor that a power cut tore is mended when the recrypt is completed.
+        Err(Error::Disk(_)) if is_pending => check_nothing_pending(storage, vmx)?,
+        result => result?,
+    }
     Ok(Unlocked { vmx: vmx.clone(), secrets })
 }
 
@@ -72,7 +77,7 @@ pub fn key_ids(storage: &dyn Storage, vmx: &StoragePath, path: &StoragePath) -> 
 /// Opens a disk of the VM that is in the clear, with all of its parents, by the path of its descriptor relative to the storage root.
 ///
 /// # Errors
-/// [`Error::Pending`] where an operation has to end first; [`Error::Disk`] where the disk or a parent is encrypted, or the chain broken.
+/// [`Error::Pending`] where an operation other than a shallow recrypt has to end first; [`Error::Disk`] where the disk or a parent is encrypted, or the chain broken.
 pub fn open_plain_disk<'s>(
     storage: &'s dyn Storage,
     vmx: &StoragePath,
@@ -80,12 +85,21 @@ pub fn open_plain_disk<'s>(
     access: Access,
 ) -> Result<Disk<'s>, Error> {
     let lock = (access == Access::ReadWrite).then(|| lock_shared(storage, vmx)).transpose()?;
-    check_nothing_pending(storage, vmx)?;
+    check_usable(storage, vmx)?;
     let disk = Disk::open_chain::<Error>(storage, path, access, &mut |_, _| Ok(None))?;
     Ok(match lock {
         Some(lock) => disk.holding(lock),
         None => disk,
     })
+}
+
+/// Whether the VM can be used although something is pending: a shallow recrypt touches no data, and every file is whole before and after it.
+/// Anything else has to end first.
+fn check_usable(storage: &dyn Storage, vmx: &StoragePath) -> Result<bool, Error> {
+    match pending(storage, vmx)? {
+        Some(pending) if pending.is_shallow() => Ok(true),
+        _ => check_nothing_pending(storage, vmx).map(|()| false),
+    }
 }
 
 pub(crate) fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
@@ -117,7 +131,7 @@ impl Unlocked {
             Access::Read => None,
             Access::ReadWrite => {
                 let lock = lock_shared(storage, &self.vmx)?;
-                check_nothing_pending(storage, &self.vmx)?;
+                check_usable(storage, &self.vmx)?;
                 Some(lock)
             }
         };
@@ -127,6 +141,17 @@ impl Unlocked {
             Some(lock) => disk.holding(lock),
             None => disk,
         })
+    }
+
+    /// Checks that the DEK of a disk or link unwraps and is the VM's, whatever its data.
+    pub(crate) fn check_key(
+        &self,
+        storage: &dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<(), Error> {
+        let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
+        self.cipher(path, Encryption::from_descriptor(&descriptor)?.as_ref(), keys).map(drop)
     }
 
     /// Opens what is left of one of the VM's damaged disks, for reading: see [`Disk::open_salvage`].

@@ -13,8 +13,10 @@ use crate::unlock::{check_nothing_pending, unlock};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Disks whose DEK unwraps and whose extents are whole.
+    /// Disks whose DEK unwraps, and whose extents are whole where the disk is no snapshot link.
     pub encrypted_disks: Vec<String>,
+    /// Links below the disks whose DEK unwraps. Their extents are not looked at.
+    pub encrypted_links: Vec<String>,
     /// Disks in the clear.
     pub plain_disks: Vec<String>,
     /// VM files whose envelope opens.
@@ -38,12 +40,26 @@ pub fn verify(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
     check_given_phrase(storage, vmx, keys)?;
     for disk in &inventory.disks {
         let path = StoragePath::new(&disk.path)?;
-        match &disk.encryption {
-            Encryption::Foreign { what } => return Err(Error::Vm { path: disk.path.clone(), what: what.clone() }),
-            Encryption::None => verified.plain_disks.push(disk.path.clone()),
-            Encryption::Vmseal { .. } => {
-                unlocked.open_disk(storage, &path, Access::Read, keys)?;
-                verified.encrypted_disks.push(disk.path.clone());
+        for link in disk.chain() {
+            match link.encryption {
+                Encryption::Foreign { what } => {
+                    return Err(Error::Vm { path: link.path.to_owned(), what: what.clone() });
+                }
+                Encryption::None if link.path == disk.path => verified.plain_disks.push(disk.path.clone()),
+                Encryption::None => {}
+                Encryption::Vmseal { .. } if link.path == disk.path && disk.links.is_empty() => {
+                    unlocked.open_disk(storage, &path, Access::Read, keys)?;
+                    verified.encrypted_disks.push(disk.path.clone());
+                }
+                Encryption::Vmseal { .. } => {
+                    unlocked.check_key(storage, &StoragePath::new(link.path)?, keys)?;
+                    let list = if link.path == disk.path {
+                        &mut verified.encrypted_disks
+                    } else {
+                        &mut verified.encrypted_links
+                    };
+                    list.push(link.path.to_owned());
+                }
             }
         }
     }
@@ -57,9 +73,12 @@ pub fn verify(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
 /// A VM in the clear must not hold anything that is encrypted: its keys would be nowhere.
 fn verify_plain(inventory: &Inventory, mut verified: Verified) -> Result<Verified, Error> {
     for disk in &inventory.disks {
-        if !disk.encryption.is_none() {
-            let what = "the disk is encrypted, and the VM that it is attached to is not; restore the VMX from a copy";
-            return Err(Error::Vm { path: disk.path.clone(), what: what.to_owned() });
+        if let Some(link) = disk.chain().find(|link| !link.encryption.is_none()) {
+            let what = match link.encryption {
+                Encryption::Foreign { what } => what.clone(),
+                _ => "the disk is encrypted, and the VM that it is attached to is not; detach it, or restore the VMX that has its keys from a copy".to_owned(),
+            };
+            return Err(Error::Vm { path: link.path.to_owned(), what });
         }
         verified.plain_disks.push(disk.path.clone());
     }

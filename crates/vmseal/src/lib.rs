@@ -68,7 +68,7 @@ pub use file_error::FileError;
 pub use luks_export::{LuksVersion, UnwrittenUnits};
 pub use luks_import::{LuksImport, LuksImported};
 pub use output_file::{write_new, write_secret};
-pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
+pub use report::{DiskReport, FileReport, KeyIdReport, KeyUseReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
 pub use vmseal_formats::Error as FormatError;
@@ -77,8 +77,8 @@ pub use vmseal_keys::key_safe_pair::PairCipher;
 pub use vmseal_keys::{FileKey, Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
-    Disks, Ending, Error, ErrorKind, Inventory, Journal, KekChange, Operation, Outcome, Pending, Plan, Progress,
-    Reason, Refusal, Request, Step, Strategy, Unwatched, Verified, Watch,
+    Disks, Ending, Error, ErrorKind, Inventory, Journal, KekChange, KeyUse, Operation, Outcome, Pending, Plan,
+    Progress, Reason, Refusal, Request, Step, Strategy, Unwatched, Verified, Warning, Watch,
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;

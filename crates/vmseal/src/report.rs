@@ -5,7 +5,7 @@ use core::fmt;
 use serde::Serialize;
 use vmseal_disk::UnitSize;
 use vmseal_keys::KeyId;
-use vmseal_rekey::{Encryption, Error, Inventory, PowerState, Snapshots, VmDisk, VmFile, survey_disk};
+use vmseal_rekey::{Encryption, Error, Inventory, KeyUse, PowerState, Snapshots, VmDisk, VmFile, Warning, survey_disk};
 use vmseal_storage::{Storage, StoragePath};
 
 /// The state of a VM's encryption. The fields' names are those of the JSON document.
@@ -30,8 +30,12 @@ pub struct Report {
     pub files: Vec<FileReport>,
     /// Files with guest memory or device state that a snapshot or a suspended VM left, in the clear.
     pub guest_memory: Vec<String>,
+    /// The KEKs that the VM and its disks, every link of them, are under, each with those files.
+    pub keys: Vec<KeyUseReport>,
     /// The operation that was interrupted.
     pub pending: Option<PendingReport>,
+    /// What the state of the VM makes advisable, in words.
+    pub warnings: Vec<String>,
 }
 
 /// Whether something is encrypted, and what opens it.
@@ -57,6 +61,17 @@ pub struct KeyIdReport {
     pub provider: String,
     /// The key at that provider.
     pub key: String,
+}
+
+/// A KEK and what is under it.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct KeyUseReport {
+    /// The KEK.
+    #[serde(flatten)]
+    pub id: KeyIdReport,
+    /// The VMX and descriptors, relative to the storage root.
+    pub files: Vec<String>,
 }
 
 /// A disk.
@@ -111,6 +126,8 @@ pub struct PendingReport {
     pub running: bool,
     /// The KEKs that completing it needs.
     pub key_ids: Vec<KeyIdReport>,
+    /// The KEKs that the VM and its disks had before it.
+    pub from_key_ids: Vec<KeyIdReport>,
 }
 
 impl DiskReport {
@@ -144,11 +161,14 @@ impl Report {
             disks: inventory.disks.iter().map(DiskReport::new).collect(),
             files: inventory.files.iter().map(FileReport::new).collect(),
             guest_memory: inventory.guest_memory.clone(),
+            keys: inventory.keys().iter().map(KeyUseReport::new).collect(),
+            warnings: inventory.warnings().iter().map(Warning::to_string).collect(),
             pending: inventory.pending.as_ref().map(|pending| PendingReport {
                 operation: pending.operation.to_string(),
                 committed: pending.committed,
                 running: pending.running,
                 key_ids: pending.key_ids.iter().map(KeyIdReport::new).collect(),
+                from_key_ids: pending.from_key_ids.iter().map(KeyIdReport::new).collect(),
             }),
         }
     }
@@ -174,6 +194,12 @@ impl State {
 impl KeyIdReport {
     fn new(id: &KeyId) -> Self {
         Self { provider: id.provider().to_string(), key: id.key().to_owned() }
+    }
+}
+
+impl KeyUseReport {
+    fn new(key: &KeyUse) -> Self {
+        Self { id: KeyIdReport::new(&key.key_id), files: key.files.clone() }
     }
 }
 
@@ -229,6 +255,13 @@ impl fmt::Display for Report {
             for id in &pending.key_ids {
                 writeln!(f, "              needs key {}/{}", id.provider, id.key)?;
             }
+        }
+        // Where there is one key, the lines above tell of it.
+        for key in self.keys.iter().filter(|_| self.keys.len() > 1) {
+            writeln!(f, "  key         {}/{}: {}", key.id.provider, key.id.key, key.files.join(", "))?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  WARNING     {warning}")?;
         }
         Ok(())
     }

@@ -54,7 +54,8 @@ impl<'s> Vm<'s> {
     }
 
     /// Does exactly what `plan` says, crash-safe: [`resume`](Self::resume) completes what was interrupted,
-    /// [`rollback`](Self::rollback) undoes it.
+    /// [`rollback`](Self::rollback) undoes it. A shallow recrypt of a VM on which another one lies interrupted completes that one, and the
+    /// outcome's ending says so.
     ///
     /// # Errors
     /// After an error whose [`kind`](Error::kind) is not [`Resumable`](vmseal_rekey::ErrorKind::Resumable) the VM is as it was before.
@@ -110,7 +111,8 @@ impl<'s> Vm<'s> {
     /// Opens the VM's secrets. Only what this returns can read an encrypted disk.
     ///
     /// # Errors
-    /// [`Error::WrongKey`] where no key opens them; [`Error::Pending`] where an operation has to end first.
+    /// [`Error::WrongKey`] where no key opens them; [`Error::Pending`] where an operation has to end first. A shallow recrypt has not: until it is
+    /// completed the keys of before and after it are needed.
     pub fn unlock<'v>(&'v self, keys: &'v mut dyn KeySource) -> Result<UnlockedVm<'v>, Error> {
         let unlocked = vmseal_rekey::unlock(self.storage, &self.vmx, keys)?;
         Ok(UnlockedVm { storage: self.storage, unlocked, keys })

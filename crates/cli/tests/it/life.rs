@@ -138,10 +138,12 @@ fn a_dry_run_tells_the_plan_and_changes_nothing() {
     let vm = TestVm::new();
     let before = snapshot(&vm.folder());
     let ran = vm.ok(&["encrypt", "VM", "--provider", "house", "--dry-run"]);
-    assert!(ran.stdout.contains("encrypt flat.vmdk") && ran.stdout.contains("nothing was changed"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("encrypt flat.vmdk") && ran.stdout.contains("Nothing was changed"), "{}", ran.stdout);
     let ran = vm.ok(&["encrypt", "VM", "--provider", "house", "--dry-run", "--json"]);
     let plan: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(plan["operation"], "encrypt");
+    assert_eq!((&plan["operation"], &plan["strategy"]), (&"encrypt".into(), &"copy".into()));
+    let bytes = |name: &str| plan[name].as_u64().unwrap();
+    assert!(bytes("room_bytes") > bytes("convert_bytes"), "{plan}");
     assert_eq!(plan["steps"].as_array().unwrap().len(), DISKS.len() + 2);
     assert!(snapshot(&vm.folder()) == before);
 }

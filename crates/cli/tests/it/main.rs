@@ -6,6 +6,7 @@ mod committed;
 mod envelope;
 mod faults;
 mod guest;
+mod half_recrypted;
 mod kill;
 mod life;
 mod luks;

@@ -20,6 +20,7 @@ fn disk(path: &str, node: &str, encryption: Encryption) -> VmDisk {
         stored_bytes: 1 << 20,
         extents: vec![path.replace(".vmdk", "-flat.vmdk")],
         create_type: "vmfs".to_owned(),
+        embedded: false,
         encryption,
         unit: None,
         links: Vec::new(),
@@ -134,7 +135,7 @@ fn the_state_of_encryption_decides() {
     let mut attached = inventory(false);
     attached.disks[0].encryption = vmseal();
     let refused = plan(&attached, &request(Operation::Encrypt)).unwrap_err();
-    assert!(matches!(refused.reasons[..], [Reason::DiskAlreadyEncrypted { .. }]));
+    assert!(matches!(refused.reasons[..], [Reason::EncryptedDiskOnPlainVm { .. }]));
     for operation in OPERATIONS {
         let foreign = |inventory: &mut Inventory| inventory.encryption = Encryption::Foreign { what: "x".to_owned() };
         assert!(
