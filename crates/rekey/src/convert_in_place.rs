@@ -66,14 +66,18 @@ pub(crate) fn convert(
         (journal, recovered)
     };
     let mut progress = progress(&targets, from.reached, report);
+    let begins = record.phase == Phase::Prepare;
     let mut start = || {
-        if record.phase == Phase::Prepare {
-            record.phase = Phase::Convert;
-            record.write(storage, key)?;
+        record.phase = Phase::Convert;
+        let written = record.write(storage, key);
+        if written.is_err() {
+            // No data has changed.
+            record.phase = Phase::Prepare;
         }
-        Ok(())
+        written
     };
-    pass.run(&journal, from.reached, from.generation, &mut start, &mut progress)
+    let start: Option<&mut dyn FnMut() -> Result<(), Error>> = if begins { Some(&mut start) } else { None };
+    pass.run(&journal, from.reached, from.generation, start, &mut progress)
 }
 
 /// Puts back what was converted. Afterwards the record is in phase `prepare`.
@@ -104,15 +108,14 @@ pub(crate) fn revert(
         };
         let back = pass(storage, &in_place, &targets, Direction::Back, in_place.limit);
         let mut progress = progress(&targets, from.reached, report);
+        let begins = record.phase == Phase::Convert;
         let mut start = || {
-            if record.phase == Phase::Convert {
-                record.phase = Phase::Revert;
-                record.in_place = Some(in_place.clone());
-                record.write(storage, &key)?;
-            }
-            Ok(())
+            record.phase = Phase::Revert;
+            record.in_place = Some(in_place.clone());
+            record.write(storage, &key)
         };
-        back.run(&journal, from.reached, from.generation, &mut start, &mut progress)?;
+        let start: Option<&mut dyn FnMut() -> Result<(), Error>> = if begins { Some(&mut start) } else { None };
+        back.run(&journal, from.reached, from.generation, start, &mut progress)?;
         if let Some(in_place) = &mut record.in_place {
             in_place.limit = None;
         }

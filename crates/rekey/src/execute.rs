@@ -30,7 +30,7 @@ use crate::power::power_state;
 use crate::prepare;
 use crate::progress::{Progress, Watch};
 use crate::publish::{self, Changes};
-use crate::record::{Phase, Record, staged_path};
+use crate::record::{Phase, Record, Unverified, staged_path};
 use crate::refusal::{Reason, Refusal};
 use crate::rules::reasons_to_stop;
 use crate::stage::{self, Job};
@@ -154,11 +154,7 @@ fn resume_locked(
     watch: &mut dyn Watch,
     changes: Changes,
 ) -> Result<Outcome, Error> {
-    let Some(unverified) = Record::read(storage, vmx)? else {
-        return Err(Error::NothingPending { vmx: vmx.to_string() });
-    };
-    // Whoever wrote the record may have died before its name was durable: nothing may be published before it is.
-    storage.sync_folder(&vmx.folder())?;
+    let unverified = read_record(storage, vmx)?;
     let material = Material::open(unverified.claims(), keys)?;
     let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
     let mut record = unverified.verify(&key)?;
@@ -186,8 +182,8 @@ fn resume_locked(
     finish(storage, vmx, &record, &material, keys, Ending::Resumed)
 }
 
-/// Undoes the operation on `vmx` that was interrupted before its commit point. Keys are asked for only where data was converted in place, and
-/// has to be put back: what is removed otherwise are unfinished successors, and only where the VM still has the keys from before.
+/// Undoes the operation on `vmx` that was interrupted before its commit point. Keys are asked for only where there is the journal of a conversion
+/// in place, and data may have to be put back: what is removed otherwise are unfinished successors, and only where the VM still has the keys from before.
 ///
 /// # Errors
 /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed; [`Error::ChangedSince`] and [`Error::SuccessorLost`] where the
@@ -200,22 +196,25 @@ pub fn rollback(
     changes: Changes,
 ) -> Result<Outcome, Error> {
     let _lock = lock(storage, vmx)?;
-    let Some(unverified) = Record::read(storage, vmx)? else {
-        return Err(Error::NothingPending { vmx: vmx.to_string() });
-    };
+    let unverified = read_record(storage, vmx)?;
     let record = unverified.claims();
     if record.phase == Phase::Publish {
         return Err(Error::Committed { vmx: vmx.to_string(), operation: record.operation });
     }
     check_keys_from_before(storage, vmx, record)?;
-    if record.phase != Phase::Prepare {
-        storage.sync_folder(&vmx.folder())?;
-        let material = Material::open(unverified.claims(), keys)?;
-        let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
+    // A journal is made at the very end of this phase. Where there is one, a record that somebody turned back to `prepare` would lose data.
+    let record = if record.phase != Phase::Prepare || storage.metadata(&JournalFile::path(vmx))?.is_some() {
+        let material = Material::open(record, keys)?;
+        let key = material.record_key(record.operation, record.phase);
         let mut record = unverified.verify(&key)?;
-        check_still_allowed(storage, vmx, &record)?;
-        return put_back(storage, vmx, &mut record, &material, changes, watch);
-    }
+        if record.phase != Phase::Prepare {
+            check_still_allowed(storage, vmx, &record)?;
+            return put_back(storage, vmx, &mut record, &material, changes, watch);
+        }
+        record
+    } else {
+        record.clone()
+    };
     for staged in record.staged.iter().filter(|staged| staged.done_bytes > 0 || staged.complete) {
         let successor = staged_path(&StoragePath::new(&staged.target)?);
         // Where it is gone and the file has changed, it may have been put in the file's place: then its keys are in the record alone.
@@ -223,8 +222,16 @@ pub fn rollback(
             return Err(Error::SuccessorLost { path: staged.target.clone(), operation: record.operation });
         }
     }
-    undo(storage, vmx, record)?;
-    Ok(rolled_back(record))
+    undo(storage, vmx, &record)?;
+    Ok(rolled_back(&record))
+}
+
+/// The record of what is pending. Whoever wrote or removed it may have died before that was durable: a power cut must not bring back an earlier
+/// state once something was done by this one.
+fn read_record(storage: &dyn Storage, vmx: &StoragePath) -> Result<Unverified, Error> {
+    let unverified = Record::read(storage, vmx)?;
+    storage.sync_folder(&vmx.folder())?;
+    unverified.ok_or_else(|| Error::NothingPending { vmx: vmx.to_string() })
 }
 
 fn rolled_back(record: &Record) -> Outcome {
@@ -397,8 +404,9 @@ fn undo(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(),
         let path = staged_path(&StoragePath::new(&staged.target)?);
         if storage.metadata(&path)?.is_some() {
             storage.remove(&path)?;
-            storage.sync_folder(&path.folder())?;
         }
+        // Also where an interrupted attempt removed it: the record must not go before it.
+        storage.sync_folder(&path.folder())?;
     }
     remove_record(storage, vmx)
 }

@@ -3,6 +3,7 @@
 //! The guest's bytes of all extents are gone through zone by zone. While one zone is written, the next but one is read, digested and
 //! enciphered on the other cores:
 //!
+//! 0. Before the first zone a slot of no zone is made durable, which has the digests of the first: from here on one damaged slot loses nothing.
 //! 1. The journal's slot for the zone is made durable. A crash before leaves the zone as it was, and the slot before it tells so.
 //! 2. The zone is written and made durable. A crash leaves each 512 bytes of it old or new, which their digests tell apart.
 //! 3. The slot of the next zone says that this one is complete.
@@ -20,6 +21,7 @@ use crate::convert::Transform;
 use crate::error::Error;
 use crate::journal::{JournalFile, JournalKey, Run, Zone, digests_len, run_digests_len};
 use crate::record::Frontier;
+use crate::recover::Recovered;
 
 /// The bytes that are read, enciphered or written at once.
 pub(crate) const CHUNK_LEN: usize = 256 << 10;
@@ -81,14 +83,14 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Converts everything from `from` on. `start` is called once the first slot is durable, before the first byte of data is written;
-    /// `progress` after each zone with the place up to which everything is durable, and may stop the pass.
+    /// Converts everything from `from` on. `start` is there where the pass begins, and is called once the first slot is durable, before the first
+    /// byte of data is written; `progress` after each zone with the place up to which everything is durable, and may stop the pass.
     pub(crate) fn run(
         &self,
         journal: &JournalFile,
         from: Frontier,
         mut generation: u64,
-        start: &mut dyn FnMut() -> Result<(), Error>,
+        start: Option<&mut dyn FnMut() -> Result<(), Error>>,
         progress: &mut dyn FnMut(Frontier) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         let mut walk = Walk::new(self, from);
@@ -98,17 +100,18 @@ impl Pass<'_> {
             Some(_) => self.next(&mut walk, journal.key(), Filled::default())?,
             None => None,
         };
-        let mut start = Some(start);
+        if let (Some(start), Some(first)) = (start, &current) {
+            generation += 1;
+            journal.write(generation, (&Zone::default(), &[]), &[], Some((&first.zone, &first.digests)))?;
+            start()?;
+        }
         while let Some(zone) = current {
             generation += 1;
             let noted = |filled: &'_ Filled| -> (Zone, Vec<u8>) { (filled.zone.clone(), filled.digests.clone()) };
             let after = next.as_ref().map(noted);
-            let mut write = || {
+            let write = || {
                 let after = after.as_ref().map(|(zone, digests)| (zone, digests.as_slice()));
                 journal.write(generation, (&zone.zone, &zone.digests), &zone.data, after)?;
-                if let Some(start) = start.take() {
-                    start()?;
-                }
                 self.write(&zone)
             };
             let buffers = spare.pop().unwrap_or_default();
@@ -135,6 +138,19 @@ impl Pass<'_> {
             next = filled?;
         }
         Ok(())
+    }
+
+    /// Writes the slot of a zone that recovery completes, together with the zone after it.
+    pub(crate) fn note(
+        &self,
+        journal: &JournalFile,
+        recovered: Recovered,
+        zone: (&Zone, &[u8]),
+        data: &[u8],
+    ) -> Result<(), Error> {
+        let after = self.next(&mut Walk::new(self, recovered.reached), journal.key(), Filled::default())?;
+        let after = after.as_ref().map(|filled| (&filled.zone, filled.digests.as_slice()));
+        journal.write(recovered.generation, zone, data, after)
     }
 
     /// Reads, digests and converts the next zone, in memory.

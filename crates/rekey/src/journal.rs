@@ -225,8 +225,9 @@ impl JournalFile {
         let path = Self::path(vmx);
         if storage.metadata(&path)?.is_some() {
             storage.remove(&path)?;
-            storage.sync_folder(&path.folder())?;
         }
+        // Also where an interrupted attempt removed it: the record must not go before it.
+        storage.sync_folder(&path.folder())?;
         Ok(())
     }
 

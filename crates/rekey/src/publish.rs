@@ -3,6 +3,7 @@
 use base64ct::{Base64, Encoding};
 use sha2::{Digest, Sha256};
 use vmseal_disk::{DescriptorPlace, DiskLayout, Encryption};
+use vmseal_formats::Descriptor;
 use vmseal_keys::KeySource;
 use vmseal_storage::{Access, File, Storage, StoragePath};
 
@@ -12,7 +13,7 @@ use crate::material::Material;
 use crate::record::{DiskRecord, Patch, Record, Role, Sample, Staged, staged_path};
 use crate::recover::Damage;
 use crate::secrets::hex;
-use crate::stage::{embedded, has_changed, new_descriptor, new_vmx, put};
+use crate::stage::{embedded, has_changed, new_descriptor, new_vmx};
 use crate::vmx::Entries;
 
 /// What a sample looks at, at the start of a file and at the first of the guest's bytes.
@@ -113,9 +114,6 @@ fn complete_text(storage: &dyn Storage, record: &Record, staged: &Staged) -> Res
         return Ok(());
     }
     if !there || has_changed(storage, staged)? {
-        if there {
-            storage.remove(&successor)?;
-        }
         let bytes = match staged.role {
             Role::Descriptor { disk } => {
                 let (descriptor, _) = DiskLayout::read_descriptor(storage, &target)?;
@@ -123,8 +121,12 @@ fn complete_text(storage: &dyn Storage, record: &Record, staged: &Staged) -> Res
             }
             _ => new_vmx(Entries::read_vmx(storage, &target)?.dictionary().clone(), record)?.to_vec(),
         };
-        put(storage.create(&successor, Some(&target))?.as_ref(), &bytes)?;
-        storage.sync_folder(&target.folder())?;
+        // Not under the successor's name, where an interrupted attempt could not tell a part of it from the whole.
+        storage.replace(&target, &bytes)?;
+        if there {
+            storage.remove(&successor)?;
+        }
+        return Ok(());
     }
     storage.rename(&successor, &target)?;
     Ok(())
@@ -182,9 +184,13 @@ fn complete_patch(storage: &dyn Storage, record: &Record, patch: &Patch) -> Resu
         let what = "a patch belongs to no disk of the operation".to_owned();
         return Err(Error::RecordDamaged { path: patch.target.clone(), what });
     };
+    let new = patch_bytes(patch)?;
+    if is_torn(storage, patch, disk, &new)? {
+        return write_patch(storage, &patch.target, patch.offset, &new);
+    }
     match descriptor_keys(storage, &path, disk) {
-        Ok(Some(Keys::After)) => Ok(()),
-        Ok(Some(Keys::Before)) => match DiskLayout::read_descriptor(storage, &path)? {
+        // Written also where the new keys are there: a sync that failed or never came may have left them in the system's memory alone.
+        Ok(Some(_)) => match DiskLayout::read_descriptor(storage, &path)? {
             (descriptor, DescriptorPlace::Embedded { offset_bytes, len_bytes }) => {
                 let bytes = embedded(&new_descriptor(&descriptor, disk)?, &path, len_bytes)?;
                 write_patch(storage, &patch.target, offset_bytes, &bytes)
@@ -195,10 +201,25 @@ fn complete_patch(storage: &dyn Storage, record: &Record, patch: &Patch) -> Resu
         },
         // Neither the old text nor the new one: a write that was cut off.
         Ok(None) | Err(Error::Disk(_) | Error::Format { .. } | Error::RecordDamaged { .. }) => {
-            write_patch(storage, &patch.target, patch.offset, &patch_bytes(patch)?)
+            write_patch(storage, &patch.target, patch.offset, &new)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether what lies there is a mix of the old text and the new one. It may read well and have the new keys all the same.
+fn is_torn(storage: &dyn Storage, patch: &Patch, disk: &DiskRecord, new: &[u8]) -> Result<bool, Error> {
+    let Ok(mut descriptor) = Descriptor::parse(new) else { return Ok(false) };
+    match disk.old_keys.as_deref().map(|keys| disk.encryption(keys)).transpose()? {
+        None => Encryption::remove_from(&mut descriptor),
+        Some(encryption) => encryption.write_to(&mut descriptor),
+    }
+    let mut old = descriptor.text().to_vec();
+    old.resize(new.len(), 0);
+    let mut found = vec![0; new.len()];
+    storage.open(&StoragePath::new(&patch.target)?, Access::Read)?.read_at(&mut found, patch.offset)?;
+    let is_mix = found.iter().zip(old.iter().zip(new)).all(|(found, (old, new))| found == old || found == new);
+    Ok(is_mix && found != old && found != new)
 }
 
 fn patch_bytes(patch: &Patch) -> Result<Vec<u8>, Error> {

@@ -30,24 +30,30 @@ impl Pass<'_> {
     pub(crate) fn recover(&self, journal: &JournalFile, damage: Damage) -> Result<Option<Recovered>, Error> {
         let slots = journal.read()?;
         let Some(newest) = slots.first() else { return Ok(None) };
-        if let Some(data) = &newest.data {
-            self.rewrite(&newest.current, data)?;
-        } else {
-            self.complete(journal.key(), &newest.current, damage)?;
-        }
-        let mut reached = end(&newest.current);
-        if let Some(next) = &newest.next {
-            let before_is_there = slots.get(1).is_some_and(|slot| slot.generation + 1 == newest.generation);
-            if before_is_there || newest.data.is_some() {
-                // The slot of the zone after it was never written, so that nothing of it can be new.
-                self.check_untouched(journal.key(), next)?;
-            } else {
-                // That slot was cut off when it was written, and nothing of the zone is new; or it was damaged later.
-                self.complete(journal.key(), next, damage)?;
-                reached = end(next);
+        let data = match &newest.data {
+            Some(data) => data.clone(),
+            None => self.completed(journal.key(), &newest.current, damage)?,
+        };
+        // A program that ended, or a sync that failed, may have left it in the system's memory alone; data may change only once it is durable.
+        let after = newest.next.as_ref().map(|next| (&next.zone, next.digests.as_slice()));
+        journal.write(newest.generation, (&newest.current.zone, &newest.current.digests), &data, after)?;
+        self.put(&newest.current, &data)?;
+        let mut recovered = Recovered { reached: end(&newest.current), generation: newest.generation };
+        if let Some(next) = &newest.next
+            && let Some(offset) = self.first_change(journal.key(), next)?
+        {
+            if slots.get(1).is_some_and(|slot| slot.generation + 1 == newest.generation) {
+                // The slot of the zone after it was never durable, so that nothing of it can be new.
+                let path = self.target(next)?.path.to_string();
+                return Err(Error::JournalOutdated { path, offset });
             }
+            // That slot was durable, and damaged later: it is made once more.
+            let data = self.completed(journal.key(), next, damage)?;
+            recovered = Recovered { reached: end(next), generation: newest.generation + 1 };
+            self.note(journal, recovered, (&next.zone, &next.digests), &data)?;
+            self.put(next, &data)?;
         }
-        Ok(Some(Recovered { reached, generation: newest.generation }))
+        Ok(Some(recovered))
     }
 
     fn target(&self, noted: &Noted) -> Result<&Target, Error> {
@@ -55,27 +61,27 @@ impl Pass<'_> {
         self.targets.get(file).ok_or(Error::JournalDamaged { what: "it names an extent that the VM does not have" })
     }
 
-    /// Converts what is still old of a zone.
-    fn complete(&self, key: &JournalKey, noted: &Noted, damage: Damage) -> Result<(), Error> {
+    /// A zone as it has to become: what is still old of it is converted.
+    fn completed(&self, key: &JournalKey, noted: &Noted, damage: Damage) -> Result<Zeroizing<Vec<u8>>, Error> {
         let target = self.target(noted)?;
         let mut digests = noted.digests.as_slice();
         let mut scratch = Zeroizing::new(Vec::new());
+        let mut whole = Zeroizing::new(vec![0; noted.zone.data_len()]);
+        let mut left = whole.as_mut_slice();
         for chunk in chunks(&noted.zone) {
-            let mut data = Zeroizing::new(vec![0; chunk.len as usize]);
-            target.file.read_at(&mut data, chunk.offset)?;
+            let (data, after) = left.split_at_mut(chunk.len as usize);
+            left = after;
+            target.file.read_at(data, chunk.offset)?;
             let (expected, rest) = digests.split_at(digests_len(data.len()));
             digests = rest;
             let mut found = vec![0; expected.len()];
-            key.digests(noted.zone.file, chunk.offset, &data, &mut scratch, &mut found)?;
-            if self.complete_chunk(key, target, noted.zone.file, &chunk, &mut data, (expected, &found), damage)? {
-                target.file.write_at(&data, chunk.offset)?;
-            }
+            key.digests(noted.zone.file, chunk.offset, data, &mut scratch, &mut found)?;
+            self.complete_chunk(key, target, noted.zone.file, &chunk, data, (expected, &found), damage)?;
         }
-        target.file.sync()?;
-        Ok(())
+        Ok(whole)
     }
 
-    /// Makes a chunk wholly new, and says whether that changed it. `digests` are those of its old content, and those of what was found.
+    /// Makes a chunk wholly new, in memory. `digests` are those of its old content, and those of what was found.
     #[expect(clippy::too_many_arguments, reason = "the parts of one step, which has one caller")]
     fn complete_chunk(
         &self,
@@ -86,15 +92,13 @@ impl Pass<'_> {
         data: &mut [u8],
         digests: (&[u8], &[u8]),
         damage: Damage,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let is_old: Vec<bool> =
             digests.0.chunks(DIGEST_LEN).zip(digests.1.chunks(DIGEST_LEN)).map(|(a, b)| a == b).collect();
-        // What was never written is the same on both sides.
-        let before = Zeroizing::new(data.to_vec());
         if is_old.iter().all(|old| *old) {
-            target.step(self.direction, data, chunk.virtual_byte)?;
-            return Ok(*before != *data);
+            return target.step(self.direction, data, chunk.virtual_byte);
         }
+        let before = Zeroizing::new(data.to_vec());
         // What is new already is put back to what it was in memory, so that a data unit of which storage took a part is whole again.
         let mut old = before.clone();
         target.inverse(self.direction, &mut old, chunk.virtual_byte)?;
@@ -124,20 +128,18 @@ impl Pass<'_> {
         for range in damaged {
             data[range.clone()].copy_from_slice(&before[range]);
         }
-        Ok(*before != *data)
+        Ok(())
     }
 
-    /// Writes the new content of a zone that the journal has.
-    fn rewrite(&self, noted: &Noted, data: &[u8]) -> Result<(), Error> {
+    /// Makes the new content of a zone durable. All of it is written, also what reads as it should: a sync that failed may have left that in the
+    /// system's memory alone.
+    fn put(&self, noted: &Noted, data: &[u8]) -> Result<(), Error> {
         let target = self.target(noted)?;
         let mut rest = data;
         for chunk in chunks(&noted.zone) {
             let (here, after) = rest.split_at(chunk.len as usize);
             rest = after;
-            let mut found = Zeroizing::new(vec![0; here.len()]);
-            target.file.read_at(&mut found, chunk.offset)?;
-            // What is right already may be a hole, which stays one.
-            if found.as_slice() != here {
+            if !is_hole(target, &chunk, here)? {
                 target.file.write_at(here, chunk.offset)?;
             }
         }
@@ -145,8 +147,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Refuses where something of a zone has changed that no slot speaks of: the journal is older than the data.
-    fn check_untouched(&self, key: &JournalKey, noted: &Noted) -> Result<(), Error> {
+    /// The first byte in its file at which a zone is not what it was when it was noted.
+    fn first_change(&self, key: &JournalKey, noted: &Noted) -> Result<Option<u64>, Error> {
         let target = self.target(noted)?;
         let mut digests = noted.digests.as_slice();
         let mut scratch = Zeroizing::new(Vec::new());
@@ -158,12 +160,19 @@ impl Pass<'_> {
             let mut found = vec![0; expected.len()];
             key.digests(noted.zone.file, chunk.offset, &data, &mut scratch, &mut found)?;
             if let Some(piece) = found.chunks(DIGEST_LEN).zip(expected.chunks(DIGEST_LEN)).position(|(a, b)| a != b) {
-                let offset = chunk.offset + (piece * PIECE_LEN) as u64;
-                return Err(Error::JournalOutdated { path: target.path.to_string(), offset });
+                return Ok(Some(chunk.offset + (piece * PIECE_LEN) as u64));
             }
         }
-        Ok(())
+        Ok(None)
     }
+}
+
+/// Whether zeros are already there as a hole, which stays one.
+fn is_hole(target: &Target, chunk: &Run, data: &[u8]) -> Result<bool, Error> {
+    if data.iter().any(|byte| *byte != 0) {
+        return Ok(false);
+    }
+    Ok(target.file.next_data(chunk.offset)?.is_none_or(|found| found.start >= chunk.offset + chunk.len))
 }
 
 fn end(noted: &Noted) -> Frontier {

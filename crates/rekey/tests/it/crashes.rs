@@ -1,23 +1,34 @@
-//! Power cuts at any operation on storage, in operations and in their recovery, nested: nothing is ever lost.
+//! Faults of storage at any operation, in operations and in their recovery, nested: nothing is ever lost.
 //!
 //! Each run is made from one number. `VMSEAL_CRASH_RUNS` sets how many there are, `VMSEAL_CRASH_SEED` the first; a failure names its number.
+
+use core::ops::ControlFlow;
+use std::collections::BTreeMap;
 
 use vmseal_disk::UnitSize;
 use vmseal_keys::TestKeys;
 use vmseal_rekey::{
-    Changes, Ending, Error, Journal, Outcome, Request, Strategy, Unwatched, execute, pending, plan, resume, rollback,
-    survey, verify,
+    Changes, Ending, Error, Journal, Outcome, Progress, Request, Strategy, Unwatched, execute, pending, plan, resume,
+    rollback, survey, verify,
 };
-use vmseal_storage::StoragePath;
 use vmseal_storage::testing::{FolderOrder, Simulated, Tearing};
+use vmseal_storage::{Storage, StoragePath};
 
-use crate::testing::{assert_content, encrypt_with, make_small, run, vmx};
+use crate::testing::{path, vmx};
+
+mod damage;
+mod faults;
+mod shapes;
+
+use damage::{JOURNAL, State};
+use faults::{Counts, Fault, is_of_storage};
+use shapes::Shape;
 
 /// A small generator (SplitMix64): a run has to be made from its number alone.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
         value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,178 +36,258 @@ impl Random {
         value ^ (value >> 31)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 }
 
-/// The states that runs begin with.
-struct Bases {
+/// All runs.
+struct Campaign {
     keys: TestKeys,
-    plain: Simulated,
-    encrypted: [Simulated; 2],
-}
-
-impl Bases {
-    fn new() -> Self {
-        let mut keys = TestKeys::new();
-        let plain = Simulated::new(0);
-        make_small(&plain);
-        let encrypted = [UnitSize::B512, UnitSize::B4096].map(|unit| {
-            let storage = plain.snapshot(1);
-            encrypt_with(&storage, &mut keys, unit);
-            storage.settle();
-            storage
-        });
-        plain.settle();
-        Self { keys, plain, encrypted }
-    }
+    shapes: Vec<Shape>,
+    /// How much each kind of operation does without a fault.
+    counts: BTreeMap<String, Counts>,
+    /// How often there was what.
+    seen: BTreeMap<&'static str, u64>,
 }
 
 /// What one run does.
 struct Case {
-    base: Simulated,
+    shape: usize,
+    storage: Simulated,
+    tearing: Tearing,
     request: Request,
+    is_decryption: bool,
 }
 
-fn case(bases: &Bases, random: &mut Random, seed: u64) -> Case {
-    let unit = [UnitSize::B512, UnitSize::B4096][random.below(2) as usize];
-    let encrypted = &bases.encrypted[usize::from(unit == UnitSize::B4096)];
-    let (from, request) = match random.below(4) {
-        0 => (&bases.plain, Request::encrypt(&TestKeys::provider("test")).unit_size(unit)),
-        1 => (encrypted, Request::deep_recrypt()),
-        2 => (encrypted, Request::decrypt()),
-        _ => (encrypted, Request::shallow_recrypt().provider(&TestKeys::provider("other"))),
+impl Campaign {
+    fn new() -> Self {
+        let mut keys = TestKeys::new();
+        let shapes = Shape::all(&mut keys);
+        Self { keys, shapes, counts: BTreeMap::new(), seen: BTreeMap::new() }
+    }
+
+    fn case(&self, random: &mut Random, seed: u64) -> Case {
+        let number = random.below(self.shapes.len() as u64) as usize;
+        let shape = &self.shapes[number];
+        let (unit, encrypted) = &shape.encrypted[random.below(shape.encrypted.len() as u64) as usize];
+        let what = if shape.is_chain { 3 } else { random.below(4) };
+        let (from, request) = match what {
+            0 => (&shape.plain, Request::encrypt(&TestKeys::provider("test")).unit_size(*unit)),
+            1 => (encrypted, Request::deep_recrypt()),
+            2 => (encrypted, Request::decrypt()),
+            _ => (encrypted, Request::shallow_recrypt().provider(&TestKeys::provider("other"))),
+        };
+        let storage = from.snapshot(seed);
+        let strategies = [Strategy::Copy, Strategy::InPlace(Journal::Digests), Strategy::InPlace(Journal::Data)];
+        let strategy = strategies[random.below(3) as usize];
+        // A journal of digests is for storage that writes sectors whole.
+        let tears = strategy != Strategy::InPlace(Journal::Digests) && random.below(2) == 0;
+        let tearing = if tears { Tearing::Byte } else { Tearing::Sector };
+        storage.set_tearing(tearing);
+        if random.below(2) == 0 {
+            storage.set_folder_order(FolderOrder::Any);
+        }
+        let request = request.strategy(strategy).memory_bytes(random.below(4) << 17);
+        Case { shape: number, storage, tearing, request, is_decryption: what == 2 }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// One run.
+    fn run(&mut self, seed: u64) {
+        let mut random = Random(seed);
+        let case = self.case(&mut random, seed);
+        let counts = self.counts(&case);
+        let storage = &case.storage;
+        let was_plain = survey(storage, &vmx()).unwrap().encryption.is_none();
+        let names = names(storage);
+        let mut ended: Option<Outcome> = None;
+        // The first fault is somewhere in the operation, the others somewhere in what is left of it.
+        for nested in 0..=random.below(5) {
+            let fault = Fault::set(storage, &mut random, counts, nested > 0);
+            let undo = nested > 0 && random.below(3) == 0;
+            let result = attempt(storage, &mut self.keys, &case.request, undo, Some(fault));
+            let crashed = fault.clear(storage);
+            let error = match result {
+                Ok(outcome) if !crashed => {
+                    ended = Some(outcome);
+                    break;
+                }
+                Ok(_) => None,
+                Err(error) => Some(error),
+            };
+            self.count(fault.name());
+            let is_pending = pending(storage, &vmx()).unwrap_or_else(|error| panic!("seed {seed}: {error}")).is_some();
+            if !crashed {
+                let error = error.unwrap();
+                assert!(is_of_storage(&error), "seed {seed}: {error} after {fault:?} in {:?}", case.request);
+                let says_so = error.kind() == vmseal_rekey::ErrorKind::Resumable;
+                if nested == 0 {
+                    assert!(
+                        is_pending == says_so || matches!(error, Error::Incomplete { .. }),
+                        "seed {seed}: pending: {is_pending}; {error}"
+                    );
+                }
+                if !is_pending && !says_so && nested == 0 {
+                    let is_plain = survey(storage, &vmx()).unwrap().encryption.is_none();
+                    assert_eq!(is_plain, was_plain, "seed {seed}: {error} in {:?}", case.request);
+                }
+                match random.below(4) {
+                    0 => storage.restart(),
+                    1 => storage.restart_program(),
+                    // The same program tries again.
+                    _ => {}
+                }
+            }
+            if pending(storage, &vmx()).unwrap_or_else(|error| panic!("seed {seed}: {error}")).is_none() {
+                break;
+            }
+            let is_known = matches!(fault, Fault::Stop(_) | Fault::Read) || crashed && fault == Fault::Cut;
+            if is_known && nested == 0 && random.below(8) == 0 {
+                let state = if crashed { State::Crashed } else { State::Whole };
+                let shape = &self.shapes[case.shape];
+                damage::check(storage, shape, &mut self.keys, &mut random, (state, case.tearing), seed);
+                if storage.metadata(&path(JOURNAL)).unwrap().is_some() {
+                    self.count("damaged journals");
+                }
+                self.count("damaged records");
+            }
+        }
+        for _ in 0..2 {
+            if pending(storage, &vmx()).unwrap().is_some() {
+                let undo = random.below(2) == 0;
+                let outcome = attempt(storage, &mut self.keys, &case.request, undo, None);
+                ended = Some(
+                    outcome.unwrap_or_else(|error| panic!("seed {seed}: {error}: {error:?} in {:?}", case.request)),
+                );
+            } else if ended.is_none() && random.below(2) == 0 {
+                // Where the last step failed, asking again makes it durable.
+                let outcome = resume(storage, &vmx(), &mut self.keys, &mut Unwatched, Changes::Keep);
+                assert!(matches!(outcome, Err(Error::NothingPending { .. })), "seed {seed}");
+                storage.restart();
+                assert!(pending(storage, &vmx()).unwrap().is_none(), "seed {seed}: it came back");
+            }
+            // What is there now is durable as well, but for what failed in the last step.
+            if random.below(4) == 0 {
+                break;
+            }
+            storage.restart();
+            assert!(ended.is_none() || pending(storage, &vmx()).unwrap().is_none(), "seed {seed}: it came back");
+        }
+        self.check(&case, seed, was_plain, ended.as_ref(), &names);
+    }
+
+    fn counts(&mut self, case: &Case) -> Counts {
+        let kind = format!("{} {:?}", self.shapes[case.shape].name, case.request);
+        if let Some(counts) = self.counts.get(&kind) {
+            return *counts;
+        }
+        let copy = case.storage.snapshot(0);
+        let mut reports = 0;
+        let planned = plan(&survey(&copy, &vmx()).unwrap(), &case.request).unwrap();
+        let mut watch = |_: &Progress| {
+            reports += 1;
+            ControlFlow::Continue(())
+        };
+        execute(&copy, &planned, &mut self.keys, &mut watch).unwrap();
+        let (operations, reads, writes, syncs) = (copy.operations(), copy.reads(), copy.writes(), copy.syncs());
+        let counts = Counts { operations, reads, writes, syncs, reports };
+        self.shapes[case.shape].check(&copy, &mut self.keys);
+        self.counts.insert(kind, counts);
+        counts
+    }
+
+    fn check(
+        &mut self,
+        case: &Case,
+        seed: u64,
+        was_plain: bool,
+        ended: Option<&Outcome>,
+        names_before: &[StoragePath],
+    ) {
+        let storage = &case.storage;
+        assert!(pending(storage, &vmx()).unwrap().is_none(), "seed {seed}: something is pending");
+        let is_plain = survey(storage, &vmx()).unwrap().encryption.is_none();
+        match ended.map(|outcome| outcome.ending) {
+            Some(Ending::RolledBack) => assert_eq!(is_plain, was_plain, "seed {seed}: {:?}", case.request),
+            Some(_) => assert_eq!(is_plain, case.is_decryption, "seed {seed}: {:?}", case.request),
+            // Cut before there was anything to go on with, or after everything was done.
+            None => {}
+        }
+        if !is_plain {
+            verify(storage, &vmx(), &mut self.keys).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        }
+        assert_eq!(names(storage), names_before, "seed {seed}: {:?}", case.request);
+        self.shapes[case.shape].check(storage, &mut self.keys);
+    }
+}
+
+fn names(storage: &Simulated) -> Vec<StoragePath> {
+    let mut names = storage.paths();
+    names.retain(|path| !path.file_name().ends_with(".vmseal-tmp"));
+    names.sort();
+    names
+}
+
+/// Executes, or goes on with, what is pending, until it has ended or something is in its way.
+fn attempt(
+    storage: &Simulated,
+    keys: &mut TestKeys,
+    request: &Request,
+    undo: bool,
+    fault: Option<Fault>,
+) -> Result<Outcome, Error> {
+    let mut left = match fault {
+        Some(Fault::Stop(report)) => report,
+        _ => u64::MAX,
     };
-    let base = from.snapshot(seed);
-    let strategy = [Strategy::Copy, Strategy::InPlace(Journal::Digests), Strategy::InPlace(Journal::Data)]
-        [random.below(3) as usize];
-    // A journal of digests is for storage that writes sectors whole.
-    if strategy != Strategy::InPlace(Journal::Digests) && random.below(2) == 0 {
-        base.set_tearing(Tearing::Byte);
-    }
-    if random.below(2) == 0 {
-        base.set_folder_order(FolderOrder::Any);
-    }
-    let request = request.strategy(strategy).memory_bytes(random.below(4) << 17);
-    Case { base, request }
-}
-
-/// Executes, or goes on with, what is pending, until the power is cut or it has ended.
-fn attempt(storage: &Simulated, keys: &mut TestKeys, request: &Request, undo: bool) -> Result<Outcome, Error> {
+    let mut watch = |_: &Progress| {
+        let stop = left == 0;
+        left = left.saturating_sub(1);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
     if pending(storage, &vmx())?.is_none() {
         let planned = plan(&survey(storage, &vmx())?, request)?;
-        return execute(storage, &planned, keys, &mut Unwatched);
+        return execute(storage, &planned, keys, &mut watch);
     }
     if undo {
-        match rollback(storage, &vmx(), keys, &mut Unwatched, Changes::Keep) {
+        match rollback(storage, &vmx(), keys, &mut watch, Changes::Keep) {
             Err(Error::Committed { .. }) => {}
             other => return other,
         }
     }
-    resume(storage, &vmx(), keys, &mut Unwatched, Changes::Keep)
+    resume(storage, &vmx(), keys, &mut watch, Changes::Keep)
 }
 
-/// One run. Returns how often the power was cut.
-fn run_one(bases: &mut Bases, lengths: &mut std::collections::BTreeMap<String, u64>, seed: u64) -> u64 {
-    let mut random = Random(seed);
-    let Case { base: storage, request, .. } = case(bases, &mut random, seed);
-    let keys = &mut bases.keys;
-    // How many operations it takes without a fault: known once for each kind.
-    let kind = format!("{request:?}");
-    let length = *lengths.entry(kind).or_insert_with(|| {
-        let copy = storage.snapshot(0);
-        run(&copy, &request, keys);
-        copy.operations()
-    });
-    let at_first = survey(&storage, &vmx()).unwrap().encryption.is_none();
-    let mut names: Vec<StoragePath> = storage.paths();
-    names.sort();
-    let mut cuts = 0;
-    let mut ended: Option<Outcome> = None;
-    // The first cut is somewhere in the operation, the others somewhere in what is left of it; some follow quickly.
-    for nested in 0..=random.below(4) {
-        let limit = if nested > 0 && random.below(2) == 0 { 12 } else { length };
-        storage.crash_at(Some(storage.operations() + random.below(limit.max(1))));
-        let undo = nested > 0 && random.below(3) == 0;
-        let result = attempt(&storage, keys, &request, undo);
-        if storage.has_crashed() {
-            cuts += 1;
-            storage.restart();
-            ended = None;
-            if pending(&storage, &vmx()).unwrap_or_else(|error| panic!("seed {seed}: {error}")).is_none() {
-                break;
-            }
-            if nested > 0 && random.below(4) == 0 {
-                // The next attempt may come from a program that ended without a power cut in between.
-                storage.restart_program();
-            }
-            continue;
-        }
-        storage.crash_at(None);
-        match result {
-            Ok(outcome) => ended = Some(outcome),
-            Err(error) => panic!("seed {seed}: {error} in {request:?}"),
-        }
-        break;
-    }
-    storage.crash_at(None);
-    if ended.is_none() && pending(&storage, &vmx()).unwrap_or_else(|error| panic!("seed {seed}: {error}")).is_some() {
-        let undo = random.below(2) == 0;
-        ended = Some(attempt(&storage, keys, &request, undo).unwrap_or_else(|error| {
-            panic!("seed {seed}: {error}: {:?} in {request:?}", std::error::Error::source(&error))
-        }));
-    }
-    // What is there now is durable as well.
-    if random.below(2) == 0 {
-        storage.restart();
-    }
-    check(&storage, keys, seed, &request, at_first, ended.as_ref(), &names);
-    cuts
-}
-
-fn check(
-    storage: &Simulated,
-    keys: &mut TestKeys,
-    seed: u64,
-    request: &Request,
-    was_plain: bool,
-    ended: Option<&Outcome>,
-    names: &[StoragePath],
-) {
-    assert!(pending(storage, &vmx()).unwrap().is_none(), "seed {seed}: something is pending");
-    let is_plain = survey(storage, &vmx()).unwrap().encryption.is_none();
-    match ended.map(|outcome| outcome.ending) {
-        Some(Ending::RolledBack) => assert_eq!(is_plain, was_plain, "seed {seed}: {request:?}"),
-        Some(_) => {
-            let operation = format!("{request:?}");
-            let wanted = operation.contains("Decrypt");
-            assert_eq!(is_plain, wanted, "seed {seed}: {request:?}");
-        }
-        // Cut before there was anything to go on with, or after everything was done.
-        None => {}
-    }
-    assert_content(storage, keys);
-    if !is_plain {
-        let verified = verify(storage, &vmx(), keys).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        assert_eq!(verified.encrypted_disks.len(), 2, "seed {seed}");
-    }
-    let mut left: Vec<StoragePath> = storage.paths();
-    left.sort();
-    left.retain(|path| !path.file_name().ends_with(".vmseal-tmp"));
-    assert_eq!(left, names, "seed {seed}: {request:?}");
+/// A number that the environment has.
+pub(crate) fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
 #[test]
-fn power_cuts_lose_nothing() {
-    let number = |name: &str, default: u64| std::env::var(name).ok().map_or(default, |text| text.parse().unwrap());
-    let (first, count) = (number("VMSEAL_CRASH_SEED", 1), number("VMSEAL_CRASH_RUNS", 3_000));
-    let mut bases = Bases::new();
-    let mut lengths = std::collections::BTreeMap::new();
-    let mut cuts = 0;
+fn faults_of_storage_lose_nothing() {
+    let (first, count) = (number("VMSEAL_CRASH_SEED", 1), number("VMSEAL_CRASH_RUNS", 4_000));
+    let start = std::time::Instant::now();
+    let mut campaign = Campaign::new();
+    let mut failed = Vec::new();
     for seed in first..first + count {
-        cuts += run_one(&mut bases, &mut lengths, seed);
+        let run = std::panic::AssertUnwindSafe(|| campaign.run(seed));
+        if std::panic::catch_unwind(run).is_err() {
+            println!("again with VMSEAL_CRASH_SEED={seed} VMSEAL_CRASH_RUNS=1, after {} runs", seed - first + 1);
+            failed.push(seed);
+        }
+        if failed.len() == 10 {
+            break;
+        }
     }
-    println!("{count} runs from seed {first}, {cuts} power cuts, {} kinds of operation", lengths.len());
-    assert!(cuts >= count, "{cuts}");
+    println!("{count} runs from seed {first}, {} kinds of operation, {:?}", campaign.counts.len(), start.elapsed());
+    for (what, times) in &campaign.seen {
+        println!("{times:>8} {what}");
+    }
+    assert!(failed.is_empty(), "these runs failed: {failed:?}");
+    assert!(campaign.seen["power cuts"] * 4 >= count, "{:?}", campaign.seen);
+    assert!(campaign.shapes.iter().any(|shape| shape.encrypted.iter().any(|(unit, _)| *unit == UnitSize::B4096)));
 }

@@ -45,11 +45,6 @@ pub(crate) fn encrypt(storage: &dyn Storage, keys: &mut TestKeys) {
     run(storage, &Request::encrypt(&TestKeys::provider("test")), keys);
 }
 
-/// The same with disks of a few zones.
-pub(crate) fn make_small(storage: &dyn Storage) {
-    make(storage);
-}
-
 pub(crate) fn encrypt_with(storage: &dyn Storage, keys: &mut TestKeys, unit: UnitSize) {
     run(storage, &Request::encrypt(&TestKeys::provider("test")).unit_size(unit), keys);
 }

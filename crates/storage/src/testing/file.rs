@@ -8,8 +8,9 @@ use crate::error::Error;
 use crate::memory::{BLOCK_LEN, blocks, lock};
 use crate::path::StoragePath;
 use crate::storage::{Access, File};
-use crate::testing::faults::{count, crashed, injected};
+use crate::testing::faults::{Tearing, count, crashed, injected};
 use crate::testing::state::State;
+use crate::testing::unsynced::SECTOR_LEN;
 
 #[derive(Debug)]
 pub(super) struct SimulatedFile {
@@ -128,6 +129,10 @@ impl File for SimulatedFile {
             let is_full = len < data.len();
             if fails {
                 len = state.random.below(len as u64 + 1) as usize;
+                if state.tearing == Tearing::Sector {
+                    let whole = (offset + len as u64) / SECTOR_LEN * SECTOR_LEN;
+                    len = whole.saturating_sub(offset) as usize;
+                }
             }
             if len > 0 {
                 state.file(self.file).write(&data[..len], offset);

@@ -121,12 +121,17 @@ impl Simulated {
         lock(&self.state).set_room(room_bytes);
     }
 
+    /// Whether [`Storage::free_bytes`] says how much room there is; it does at first. Without this a full disk is met on the way.
+    pub fn set_tells_room(&self, tells_room: bool) {
+        lock(&self.state).tells_room = tells_room;
+    }
+
     /// Lets the read of this number fail. The buffer is filled in part.
     pub fn fail_read_at(&self, read: Option<u64>) {
         lock(&self.state).faults.read_at = read;
     }
 
-    /// Lets the write of this number fail. It happens in part.
+    /// Lets the write of this number fail. It happens in part, with whole sectors where [`Tearing`] has them.
     pub fn fail_write_at(&self, write: Option<u64>) {
         lock(&self.state).faults.write_at = write;
     }
@@ -316,7 +321,7 @@ impl Storage for Simulated {
 
     fn free_bytes(&self) -> Result<Option<u64>, Error> {
         self.operation(&StoragePath::root(), "asking for free space", |state| {
-            Ok(state.room_blocks().map(|blocks| blocks.saturating_mul(BLOCK_LEN)))
+            Ok(state.room_blocks().filter(|_| state.tells_room).map(|blocks| blocks.saturating_mul(BLOCK_LEN)))
         })
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) counts: Counts,
     /// Blocks that the disk has; `None` where it is never full.
     capacity_blocks: Option<u64>,
+    /// Whether it says how much room there is.
+    pub(super) tells_room: bool,
     pub(super) crashed: bool,
     /// Whether the power is cut in the operation that is being done.
     pub(super) is_cut: bool,
@@ -47,6 +49,7 @@ impl State {
             faults: Faults::default(),
             counts: Counts::default(),
             capacity_blocks: None,
+            tells_room: true,
             crashed: false,
             is_cut: false,
         }
@@ -62,6 +65,7 @@ impl State {
             tearing: self.tearing,
             folder_order: self.folder_order,
             capacity_blocks: self.capacity_blocks,
+            tells_room: self.tells_room,
             crashed: self.crashed,
             ..Self::new(seed)
         }

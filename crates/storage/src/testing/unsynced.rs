@@ -9,7 +9,7 @@ use crate::testing::faults::{SyncFailure, Tearing};
 use crate::testing::random::Random;
 
 /// What storage writes whole with [`Tearing::Sector`].
-const SECTOR_LEN: u64 = 512;
+pub(super) const SECTOR_LEN: u64 = 512;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileState {
