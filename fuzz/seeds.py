@@ -1,5 +1,6 @@
 """Lays the vectors of crates/formats into fuzz/corpus, as the seeds of each target."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ FILES = {
     "envelope": ["envelope/*.ve"],
     "keysafe_open": ["vmx/*.vmx"],
     "locator": [],
+    "luks": [],
     "nbd_server": [],
     "sesparse": [],
     "sparse_header": ["vmdk/*/*.vmdk"],
@@ -35,6 +37,51 @@ def sesparse() -> bytes:
 
 def block(expanded: int, stream: bytes) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in (expanded, 0, len(stream), 0)) + stream
+
+
+def luks1() -> bytes:
+    """A LUKS1 header with one slot in use."""
+    names = b"".join(name.ljust(32, b"\0") for name in (b"aes", b"xts-plain64", b"sha256"))
+    header = b"LUKS\xba\xbe\0\x01" + names + (4096).to_bytes(4, "big") + (64).to_bytes(4, "big") + bytes(52)
+    header += (1000).to_bytes(4, "big") + b"00000000-0000-4000-8000-000000000000".ljust(40, b"\0")
+    for slot in range(8):
+        state = 0x00AC71F3 if slot == 0 else 0x0000DEAD
+        fields = (8 + 504 * slot, 4000)
+        header += state.to_bytes(4, "big") + (1000).to_bytes(4, "big") + bytes(32)
+        header += b"".join(field.to_bytes(4, "big") for field in fields)
+    return header
+
+
+def luks2_json() -> bytes:
+    """The metadata of a LUKS2 header of 16 KiB a copy."""
+    kdf = {"type": "argon2id", "time": 4, "memory": 64, "cpus": 1, "salt": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    area = {"type": "raw", "offset": "32768", "size": "258048", "encryption": "aes-xts-plain64", "key_size": 64}
+    af = {"type": "luks1", "stripes": 4000, "hash": "sha256"}
+    segment = {"type": "crypt", "offset": "0", "size": "dynamic", "iv_tweak": "0", "encryption": "aes-xts-plain64", "sector_size": 512}
+    digest = {"type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256", "iterations": 1000, "salt": "AAAA", "digest": "A" * 43 + "="}
+    metadata = {
+        "keyslots": {"0": {"type": "luks2", "key_size": 64, "af": af, "area": area, "kdf": kdf}},
+        "tokens": {},
+        "segments": {"0": segment},
+        "digests": {"0": digest},
+        "config": {"json_size": "12288", "keyslots_size": "2064384"},
+    }
+    return json.dumps(metadata).encode()
+
+
+def luks2() -> bytes:
+    """A whole LUKS2 header: both copies, with their checksums."""
+    copies = b""
+    for offset, magic in ((0, b"LUKS"), (16384, b"SKUL")):
+        head = magic + b"\xba\xbe\0\x02" + (16384).to_bytes(8, "big") + (1).to_bytes(8, "big")
+        copy = bytearray(head.ljust(16384, b"\0"))
+        copy[72:78] = b"sha256"
+        copy[256:264] = offset.to_bytes(8, "big")
+        text = luks2_json()
+        copy[4096 : 4096 + len(text)] = text
+        copy[448:480] = hashlib.sha256(copy).digest()
+        copies += copy
+    return copies
 
 
 def nbd_option(option: int, data: bytes = b"") -> bytes:
@@ -78,6 +125,8 @@ vmx = json.loads((vectors / "vmx/vectors.json").read_text())
 texts = [case["text"] for case in vmx["locators"] + vmx["invalid_locators"]] + [case["key_safe"] for case in vmx["valid"]]
 for index, text in enumerate(texts):
     (fuzz / f"corpus/locator/{index:03}").write_text(text)
+for name, seed in (("luks1", luks1()), ("json", luks2_json()), ("luks2", luks2())):
+    (fuzz / f"corpus/luks/{name}").write_bytes(seed)
 (fuzz / "corpus/sesparse/headers").write_bytes(sesparse())
 for index, seed in enumerate([block(7, b"\x02abc\x20\x02\x00d"), block(266, b"\x00a\xe0\xff\x01\x00"), block(4, b"\x00a\x3f\xff\x00\x01")]):
     (fuzz / f"corpus/vmem_expand/{index}").write_bytes(seed)

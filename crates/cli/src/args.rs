@@ -57,6 +57,9 @@ pub(crate) enum Command {
     /// Read and change settings of a VMX, encrypted or not
     #[command(subcommand)]
     Vmx(VmxCommand),
+    /// Single disks
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// ESXi's envelopes: the host's configuration, core dumps
     #[command(subcommand)]
     Envelope(EnvelopeCommand),
@@ -85,6 +88,8 @@ impl Command {
             Self::Serve(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
+            Self::Disk(DiskCommand::LuksHeader(args)) => args.json.json,
+            Self::Disk(DiskCommand::ImportLuks(args)) => args.json.json,
             Self::Envelope(EnvelopeCommand::Describe(args)) => args.json.json,
             Self::Vmx(VmxCommand::Edit(_))
             | Self::Envelope(_)
@@ -151,6 +156,19 @@ pub(crate) struct KeyArgs {
 
 /// What every operation that changes a VM takes.
 #[derive(Args, Debug)]
+pub(crate) struct ConvertArgs {
+    /// How data is converted: `copy` writes new files beside the old ones, `in-place` needs no room for them
+    #[arg(long, value_enum, default_value_t = Strategy::Copy)]
+    pub(crate) strategy: Strategy,
+    /// What in-place keeps in its journal: `digests`, or the `data` where storage may tear even 512-byte sectors
+    #[arg(long, value_enum, default_value_t = Journal::Digests)]
+    pub(crate) journal: Journal,
+    /// The memory that in-place may use, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(2..=4096))]
+    pub(crate) memory: u64,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
@@ -172,21 +190,26 @@ pub(crate) struct EncryptArgs {
     /// `all`, `none` (the VM files alone), or disk names separated by commas
     #[arg(long, default_value = "all", value_name = "all|none|FILE,FILE")]
     pub(crate) disks: String,
-    /// How the data is rewritten: `copy` writes new files beside the old ones
-    #[arg(long, value_enum, default_value_t = Strategy::Copy)]
-    pub(crate) strategy: Strategy,
     /// The data unit of the disks' encryption, in bytes
     #[arg(long, value_enum, default_value = "512", value_name = "BYTES")]
     pub(crate) data_unit: DataUnit,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Journal {
+    Data,
+    Digests,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Strategy {
     /// New files beside the old ones, and one atomic commit
     Copy,
-    /// Without a second copy; not in this version
+    /// Where it lies, with a journal: no room for a second copy is needed
     InPlace,
 }
 
@@ -207,6 +230,8 @@ pub(crate) struct DecryptArgs {
     #[arg(long)]
     pub(crate) forget_detached: bool,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -225,6 +250,8 @@ pub(crate) struct RecryptArgs {
     #[arg(long, requires = "deep", conflicts_with = "recovery_password_file")]
     pub(crate) drop_recovery: bool,
     #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -233,7 +260,7 @@ pub(crate) struct ResumeArgs {
     /// The VM
     #[arg(value_name = "VM.vmx")]
     pub(crate) vmx: PathBuf,
-    /// Undo instead of completing; needs no key
+    /// Undo instead of completing; needs keys only where data was being converted in place
     #[arg(long)]
     pub(crate) rollback: bool,
     /// Complete a committed operation also where disks or files were written since; what was written to them is lost
@@ -356,6 +383,66 @@ pub(crate) struct VmxEditArgs {
     /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
     #[arg(long, value_name = "F")]
     pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Write a detached LUKS header, with which QEMU and dm-crypt open an encrypted disk as it lies
+    LuksHeader(LuksHeaderArgs),
+    /// Make a LUKS disk a disk of an encrypted VM, without moving a byte of its data
+    ImportLuks(ImportLuksArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LuksHeaderArgs {
+    /// The encrypted disk's descriptor
+    #[arg(value_name = "DISK.vmdk")]
+    pub(crate) disk: PathBuf,
+    /// The header: whoever has it and its password has the disk's key
+    #[arg(long, short, value_name = "HDR.img")]
+    pub(crate) output: PathBuf,
+    /// The header's password (`-` is standard input; a terminal is asked twice otherwise). QEMU takes UTF-8 alone
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The disk's VM; the one in the disk's folder otherwise
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: Option<PathBuf>,
+    /// LUKS2 with Argon2id, which QEMU does not read; LUKS1 otherwise
+    #[arg(long)]
+    pub(crate) luks2: bool,
+    /// First write zeros, enciphered, where nothing was ever written: QEMU and dm-crypt read noise there
+    #[arg(long)]
+    pub(crate) fill: bool,
+    /// Replace a header that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportLuksArgs {
+    /// The file with the data, in the VM's folder or below
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+    /// The VM, which is encrypted
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: PathBuf,
+    /// The descriptor to make, in the folder of the image or above
+    #[arg(long, short, value_name = "DISK.vmdk")]
+    pub(crate) output: PathBuf,
+    /// The detached header, where there is one
+    #[arg(long, value_name = "HDR")]
+    pub(crate) header: Option<PathBuf>,
+    /// A passphrase of the LUKS disk (`-` is standard input; a terminal is asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,7 @@ mod home;
 mod inspect;
 mod keys;
 mod lock;
+mod luks;
 mod operate;
 mod output;
 mod password;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
+use args::{Cli, Command, CoredumpCommand, DiskCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
         Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
         Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
         Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Disk(DiskCommand::LuksHeader(args)) => luks::header(&cli, args, &mut output),
+        Command::Disk(DiskCommand::ImportLuks(args)) => luks::import(&cli, args, &mut output),
         Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),

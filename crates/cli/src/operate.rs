@@ -1,9 +1,13 @@
 //! `vmseal encrypt`, `decrypt`, `recrypt`, `resume` and `verify`.
 
 use serde::Serialize;
-use vmseal::{Disks, Ending, LocalDir, Operation, Outcome, ProviderName, Request, UnitSize, Verified, Vm};
+use vmseal::{
+    Disks, Ending, Journal, LocalDir, Operation, Outcome, ProviderName, Request, Strategy, UnitSize, Verified, Vm,
+};
 
-use crate::args::{Cli, DataUnit, DecryptArgs, EncryptArgs, RecryptArgs, ResumeArgs, RunArgs, Strategy, VerifyArgs};
+use crate::args::{
+    self, Cli, ConvertArgs, DataUnit, DecryptArgs, EncryptArgs, RecryptArgs, ResumeArgs, RunArgs, VerifyArgs,
+};
 use crate::home;
 use crate::keys;
 use crate::output::Output;
@@ -27,9 +31,6 @@ struct VerifyReport {
 }
 
 pub(crate) fn encrypt(cli: &Cli, args: &EncryptArgs, output: &mut Output) -> Result<(), Failure> {
-    if args.strategy == Strategy::InPlace {
-        return Err(Failure::usage("the strategy in-place is not in this version; leave the option out, or say copy"));
-    }
     let provider = provider_name(&args.provider)?;
     let disks = match args.disks.as_str() {
         "all" => Disks::All,
@@ -46,12 +47,12 @@ pub(crate) fn encrypt(cli: &Cli, args: &EncryptArgs, output: &mut Output) -> Res
         DataUnit::B512 => UnitSize::B512,
         DataUnit::B4096 => UnitSize::B4096,
     };
-    let request = Request::encrypt(&provider).disks(disks).unit_size(unit);
+    let request = converting(Request::encrypt(&provider).disks(disks).unit_size(unit), &args.convert);
     run(cli, &args.vmx, &request, Some(&provider), &args.run, output)
 }
 
 pub(crate) fn decrypt(cli: &Cli, args: &DecryptArgs, output: &mut Output) -> Result<(), Failure> {
-    let mut request = Request::decrypt();
+    let mut request = converting(Request::decrypt(), &args.convert);
     if args.forget_detached {
         request = request.forget_detached();
     }
@@ -60,7 +61,8 @@ pub(crate) fn decrypt(cli: &Cli, args: &DecryptArgs, output: &mut Output) -> Res
 
 pub(crate) fn recrypt(cli: &Cli, args: &RecryptArgs, output: &mut Output) -> Result<(), Failure> {
     let provider = args.provider.as_deref().map(provider_name).transpose()?;
-    let mut request = if args.deep { Request::deep_recrypt() } else { Request::shallow_recrypt() };
+    let request = if args.deep { Request::deep_recrypt() } else { Request::shallow_recrypt() };
+    let mut request = converting(request, &args.convert);
     if let Some(provider) = &provider {
         request = request.provider(provider);
     }
@@ -75,13 +77,16 @@ pub(crate) fn resume(cli: &Cli, args: &ResumeArgs, output: &mut Output) -> Resul
     let storage = LocalDir::open(&path.folder)?;
     // A VM in the middle of its publication may not open as a whole: only the record is needed here.
     let vm = Vm::at(&storage, &path.name)?;
-    if args.rollback {
-        return report(&vm.rollback()?, output);
-    }
     let home = home::open_existing(cli, output)?;
-    let ids = vm.pending()?.map(|pending| pending.key_ids).unwrap_or_default();
+    let pending = vm.pending()?;
+    // What was not converted in place is undone without a key.
+    let needs_keys = !args.rollback || pending.as_ref().is_some_and(|pending| pending.converting);
+    let ids = pending.filter(|_| needs_keys).map(|pending| pending.key_ids).unwrap_or_default();
     let mut keys = keys::open(home.as_ref(), &args.keys, &ids, None)?;
     catch_interrupts()?;
+    if args.rollback {
+        return report(&vm.rollback(&mut keys, Bar::new(output))?, output);
+    }
     let outcome = if args.discard_changes {
         vm.resume_discarding_changes(&mut keys, Bar::new(output))?
     } else {
@@ -145,6 +150,16 @@ fn run(
         }
     }
     Ok(())
+}
+
+/// A request with the options about how data is converted.
+fn converting(request: Request, args: &ConvertArgs) -> Request {
+    let strategy = match (args.strategy, args.journal) {
+        (args::Strategy::Copy, _) => Strategy::Copy,
+        (args::Strategy::InPlace, args::Journal::Data) => Strategy::InPlace(Journal::Data),
+        (args::Strategy::InPlace, args::Journal::Digests) => Strategy::InPlace(Journal::Digests),
+    };
+    request.strategy(strategy).memory_bytes(args.memory << 20)
 }
 
 fn provider_name(text: &str) -> Result<ProviderName, Failure> {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use serde::Serialize;
-use vmseal::{KekChange, Plan, Step};
+use vmseal::{KekChange, Plan, Step, Strategy};
 
 #[derive(Serialize)]
 pub(crate) struct PlanReport {
@@ -11,7 +11,9 @@ pub(crate) struct PlanReport {
     vmx: String,
     kek: KekReport,
     steps: Vec<StepReport>,
+    strategy: &'static str,
     convert_bytes: u64,
+    room_bytes: u64,
     wrapped_key_count: usize,
 }
 
@@ -56,7 +58,12 @@ impl PlanReport {
             vmx: plan.vmx().to_owned(),
             kek,
             steps: plan.steps().iter().map(step).collect(),
+            strategy: match plan.strategy() {
+                Strategy::Copy => "copy",
+                Strategy::InPlace(_) => "in-place",
+            },
             convert_bytes: plan.convert_bytes(),
+            room_bytes: plan.room_bytes(),
             wrapped_key_count: plan.wrapped_key_count(),
         }
     }
@@ -91,8 +98,8 @@ impl fmt::Display for PlanReport {
         }
         write!(
             f,
-            "{} bytes are rewritten, {} keys are wrapped; nothing was changed.",
-            self.convert_bytes, self.wrapped_key_count
+            "{} bytes are rewritten ({}), {} keys are wrapped; needs {} bytes of room meanwhile. Nothing was changed.",
+            self.convert_bytes, self.strategy, self.wrapped_key_count, self.room_bytes
         )
     }
 }

@@ -1,106 +1,105 @@
 //! Random access to a virtual disk: the guest's bytes, whatever its extents and its encryption.
 
-use std::collections::BTreeMap;
+use core::ops::Range;
 
 use rand_core::TryRng;
-use vmseal_formats::{Access as ExtentAccess, Descriptor};
+use vmseal_formats::Descriptor;
 use vmseal_keys::system_rng;
-use vmseal_storage::{Access, File, Lock, Storage, StoragePath};
-use zeroize::Zeroizing;
+use vmseal_storage::{Access, Lock, Storage, StoragePath};
 
 use crate::cipher::DiskCipher;
+use crate::damage::OnDamage;
 use crate::encryption::Encryption;
 use crate::error::Error;
-use crate::layout::{DescriptorPlace, DiskLayout, Place, SECTOR_LEN};
-use crate::sparse::SparseExtent;
-
-/// Bytes that are enciphered at once when they are written.
-const CHUNK_LEN: usize = 256 << 10;
+use crate::layout::{DescriptorPlace, DiskLayout, SECTOR_LEN};
+use crate::link::Link;
+use crate::link_write::sync_for_holes;
+use crate::parent::{LinkCiphers, check_cipher, open_links};
 
 /// An open virtual disk. Positions and lengths are bytes of the guest's disk.
+///
+/// Several threads may read at once. A read waits for no other but while tables are added to those in memory.
 pub struct Disk<'s> {
     storage: &'s dyn Storage,
-    path: StoragePath,
+    pub(crate) path: StoragePath,
     layout: DiskLayout,
-    extents: Vec<OpenExtent>,
-    cipher: Option<DiskCipher>,
+    pub(crate) top: Link,
+    /// Nearest first.
+    pub(crate) parents: Vec<Link>,
     access: Access,
+    /// What was found missing or wrong when it was opened for salvage.
+    damage: Vec<Error>,
     /// Whether the content ID says already that the content has changed.
     content_id_changed: bool,
     _lock: Option<Box<dyn Lock>>,
 }
 
-#[derive(Debug)]
-struct OpenExtent {
-    virtual_byte: u64,
-    len_bytes: u64,
-    access: ExtentAccess,
-    body: Body,
-}
-
-#[derive(Debug)]
-enum Body {
-    Flat { file: std::sync::Arc<dyn File>, offset_bytes: u64 },
-    Sparse(Box<SparseExtent>),
-    Zero,
-}
-
 impl<'s> Disk<'s> {
-    /// Opens the disk whose descriptor is `path`: with the cipher that its DEK makes where it is encrypted, without one where it is not.
+    /// Opens a disk that has no parent, and whose descriptor is `path`: with the cipher that its DEK makes where it is encrypted, without one
+    /// where it is not. Flat and hosted sparse disks are read and written, streamOptimized, COWD and SESparse ones read.
     ///
     /// # Errors
     /// [`Error::Encrypted`], [`Error::NotEncrypted`] or [`Error::ForeignEncryption`] where the cipher does not go with the disk;
-    /// [`Error::HasParent`]; otherwise as [`DiskLayout::open`].
+    /// [`Error::HasParent`]; [`Error::ReadOnlyKind`]; [`Error::DamagedTables`]; otherwise as [`DiskLayout::open`].
     pub fn open(
         storage: &'s dyn Storage,
         path: &StoragePath,
         cipher: Option<DiskCipher>,
         access: Access,
     ) -> Result<Self, Error> {
-        let layout = DiskLayout::open(storage, path)?;
-        match (Encryption::from_descriptor(layout.descriptor())?, &cipher) {
-            (None, Some(_)) => return Err(Error::NotEncrypted { path: path.to_string() }),
-            (Some(_), None) => return Err(Error::Encrypted { path: path.to_string() }),
-            (Some(_), Some(cipher)) => layout.check_unit(cipher.unit())?,
-            (None, None) => {}
-        }
+        let layout = DiskLayout::read(storage, path, None)?;
+        check_cipher(path, Encryption::from_descriptor(layout.descriptor())?.as_ref(), cipher.as_ref())?;
         if layout.descriptor().parent_cid().is_some() {
             let parent = layout.descriptor().parent_hint().unwrap_or_else(|| "an unnamed parent".to_owned());
             return Err(Error::HasParent { path: path.to_string(), parent });
         }
-        let mut files: BTreeMap<StoragePath, std::sync::Arc<dyn File>> = BTreeMap::new();
-        let mut extents = Vec::with_capacity(layout.extents().len());
-        for extent in layout.extents() {
-            let body = match &extent.kind {
-                Place::Zero => Body::Zero,
-                Place::Sparse { path, header } => {
-                    Body::Sparse(Box::new(SparseExtent::open(storage.open(path, access)?, path, header)?))
-                }
-                Place::Flat { path, offset_bytes } => {
-                    let file = match files.get(path) {
-                        Some(file) => file.clone(),
-                        None => files.entry(path.clone()).or_insert(storage.open(path, access)?.into()).clone(),
-                    };
-                    Body::Flat { file, offset_bytes: *offset_bytes }
-                }
-            };
-            extents.push(OpenExtent {
-                virtual_byte: extent.virtual_byte,
-                len_bytes: extent.len_bytes,
-                access: extent.access,
-                body,
-            });
-        }
-        Ok(Self {
-            storage,
-            path: path.clone(),
-            layout,
-            extents,
-            cipher,
-            access,
-            content_id_changed: false,
-            _lock: None,
-        })
+        let top = Link::open(storage, &layout, cipher, access, None)?;
+        Ok(Self::with(storage, layout, vec![top], access, Vec::new()))
+    }
+
+    /// Opens a disk with all of its parents: a snapshot link, or a disk that has none. `keys` is asked for the cipher of each link, from the
+    /// disk itself down, by its descriptor's path and what that says of its encryption. Parents are looked for beside the child first, inside the
+    /// storage alone, and are never written.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), of each link; [`Error::NoParent`], [`Error::ParentChanged`] and [`Error::EndlessChain`] where the chain is broken;
+    /// [`Error::MixedChain`] where some links are encrypted and some are not; what `keys` fails with.
+    pub fn open_chain<E: From<Error>>(
+        storage: &'s dyn Storage,
+        path: &StoragePath,
+        access: Access,
+        keys: &mut LinkCiphers<'_, E>,
+    ) -> Result<Self, E> {
+        let (links, layout) = open_links(storage, path, access, keys, None)?;
+        Ok(Self::with(storage, layout, links, access, Vec::new()))
+    }
+
+    /// Opens what is left of a damaged disk, for reading with [`salvage_read`](Self::salvage_read). Extents and parents may be missing or cut off, a
+    /// parent changed, links in the clear and encrypted ones mixed: [`damage`](Self::damage) tells what was found. Where the tables of a hosted
+    /// sparse extent are damaged, or know nothing of a grain, the redundant ones are asked.
+    ///
+    /// # Errors
+    /// Where there is nothing to go by: the descriptor, or that of a parent, cannot be understood; no cipher for an encrypted link.
+    pub fn open_salvage<E: From<Error>>(
+        storage: &'s dyn Storage,
+        path: &StoragePath,
+        keys: &mut LinkCiphers<'_, E>,
+    ) -> Result<Self, E> {
+        let mut damage = Vec::new();
+        let (links, layout) = open_links(storage, path, Access::Read, keys, Some(&mut damage))?;
+        Ok(Self::with(storage, layout, links, Access::Read, damage))
+    }
+
+    fn with(
+        storage: &'s dyn Storage,
+        layout: DiskLayout,
+        mut links: Vec<Link>,
+        access: Access,
+        damage: Vec<Error>,
+    ) -> Self {
+        let top = links.remove(0);
+        let path = layout.path().clone();
+        Self { storage, path, layout, top, parents: links, access, damage, content_id_changed: false, _lock: None }
     }
 
     /// Holds `lock` for as long as the disk is open.
@@ -110,29 +109,53 @@ impl<'s> Disk<'s> {
         self
     }
 
+    /// The descriptor as it was when the disk was opened. Its content ID tells whether the content is still what it was.
+    pub fn descriptor(&self) -> &vmseal_formats::Descriptor {
+        self.layout.descriptor()
+    }
+
     /// The size that the guest sees, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.layout.capacity_bytes()
     }
 
+    /// What was found missing or wrong when the disk was opened for salvage.
+    pub fn damage(&self) -> &[Error] {
+        &self.damage
+    }
+
     /// Fills `buffer` with the guest's bytes from byte `offset` on. What was never written is zeros.
     ///
     /// # Errors
-    /// [`Error::BeyondEnd`]; [`Error::ExtentAccess`]; [`Error::DamagedTables`]; [`Error::Storage`].
+    /// [`Error::BeyondEnd`]; [`Error::ExtentAccess`]; [`Error::DamagedTables`]; [`Error::Format`]; [`Error::Storage`].
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.check_range(buffer.len(), offset)?;
-        let Some(cipher) = &self.cipher else { return self.read_stored(buffer, offset) };
-        for part in self.unit_parts(cipher, buffer.len(), offset, usize::MAX) {
-            let here = &mut buffer[part.buffer.clone()];
-            if part.is_whole {
-                self.read_stored(here, part.start)?;
-                cipher.decrypt(here, part.start)?;
-            } else {
-                let unit = self.read_units(cipher, part.start, part.len)?;
-                here.copy_from_slice(&unit[part.skip..part.skip + here.len()]);
-            }
-        }
-        Ok(())
+        self.check_range(buffer.len() as u64, offset)?;
+        self.top.read(&self.parents, buffer, offset, &mut OnDamage::Fail)
+    }
+
+    /// Fills `buffer` with what can be read of the guest's bytes from byte `offset` on, and tells which ranges of the disk cannot: ascending, and
+    /// filled with zeros.
+    ///
+    /// # Errors
+    /// [`Error::BeyondEnd`].
+    pub fn salvage_read(&self, buffer: &mut [u8], offset: u64) -> Result<Vec<Range<u64>>, Error> {
+        self.check_range(buffer.len() as u64, offset)?;
+        let mut lost = Vec::new();
+        self.top.read(&self.parents, buffer, offset, &mut OnDamage::Note(&mut lost))?;
+        Ok(lost)
+    }
+
+    /// The next range at or after byte `offset` that may hold something else than zeros, cut at `offset`; `None` where there is none. Everything
+    /// that is passed over reads as zeros. Ranges that touch may be told one by one.
+    ///
+    /// What was written is synced first where that has not been done: storage tells holes truly only then.
+    ///
+    /// # Errors
+    /// [`Error::DamagedTables`]; [`Error::Storage`].
+    pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>, Error> {
+        self.top.sync_for_holes()?;
+        sync_for_holes(&self.parents)?;
+        self.top.next_data(&self.parents, offset, self.size_bytes())
     }
 
     /// Writes the guest's bytes at byte `offset`. Durable after [`flush`](Self::flush).
@@ -140,21 +163,20 @@ impl<'s> Disk<'s> {
     /// # Errors
     /// As [`read_at`](Self::read_at); [`Error::ExtentFull`].
     pub fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
-        self.check_range(data.len(), offset)?;
-        if self.access == Access::Read {
-            let path = self.path.to_string();
-            return Err(vmseal_storage::Error::PermissionDenied {
-                path,
-                operation: "writing a disk opened for reading",
-            }
-            .into());
-        }
-        self.check_writable(data.len() as u64, offset)?;
-        self.change_content_id()?;
-        let Some(cipher) = self.cipher.take() else { return self.write_stored(data, offset) };
-        let written = self.write_encrypted(&cipher, data, offset);
-        self.cipher = Some(cipher);
-        written
+        self.begin_change(data.len() as u64, offset, "writing a disk opened for reading")?;
+        self.top.write(&self.parents, data, offset)
+    }
+
+    /// Makes `len_bytes` bytes from byte `offset` on read as zeros, and gives their room back where that can be: whole data units of what is stored
+    /// become holes. Durable after [`flush`](Self::flush).
+    ///
+    /// A disk whose hole policy is `fill` keeps its room: zeros are enciphered there.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn discard(&mut self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        self.begin_change(len_bytes, offset, "discarding from a disk opened for reading")?;
+        self.top.discard(&self.parents, offset..offset + len_bytes)
     }
 
     /// Makes everything that was written durable.
@@ -162,144 +184,26 @@ impl<'s> Disk<'s> {
     /// # Errors
     /// [`Error::Storage`]; the disk has to be opened again then.
     pub fn flush(&mut self) -> Result<(), Error> {
-        for extent in &mut self.extents {
-            match &mut extent.body {
-                Body::Flat { file, .. } if self.access == Access::ReadWrite => file.sync()?,
-                Body::Sparse(sparse) if self.access == Access::ReadWrite => sparse.flush()?,
-                _ => {}
-            }
+        if self.access == Access::Read {
+            return Ok(());
         }
-        Ok(())
+        self.top.flush()
     }
 
-    fn check_range(&self, len: usize, offset: u64) -> Result<(), Error> {
-        let end = offset.saturating_add(len as u64);
+    fn begin_change(&mut self, len_bytes: u64, offset: u64, operation: &'static str) -> Result<(), Error> {
+        self.check_range(len_bytes, offset)?;
+        if self.access == Access::Read {
+            return Err(vmseal_storage::Error::PermissionDenied { path: self.path.to_string(), operation }.into());
+        }
+        self.top.check_writable(len_bytes, offset)?;
+        self.change_content_id()
+    }
+
+    fn check_range(&self, len_bytes: u64, offset: u64) -> Result<(), Error> {
+        let end = offset.saturating_add(len_bytes);
         if end > self.size_bytes() {
             let (path, capacity_bytes) = (self.path.to_string(), self.size_bytes());
             return Err(Error::BeyondEnd { path, capacity_bytes, offset, end });
-        }
-        Ok(())
-    }
-
-    /// The stored bytes of a range, which is checked.
-    fn read_stored(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        let mut rest = buffer;
-        let mut at = offset;
-        for extent in &self.extents[self.extent_index(offset)..] {
-            if rest.is_empty() {
-                break;
-            }
-            let within = at - extent.virtual_byte;
-            let len = rest.len().min(usize::try_from(extent.len_bytes - within).unwrap_or(usize::MAX));
-            let (here, tail) = rest.split_at_mut(len);
-            if extent.access == ExtentAccess::NoAccess {
-                return Err(Error::ExtentAccess { path: self.path.to_string(), access: "NOACCESS" });
-            }
-            match &extent.body {
-                Body::Flat { file, offset_bytes } => file.read_at(here, offset_bytes + within)?,
-                Body::Sparse(sparse) => sparse.read(here, within)?,
-                Body::Zero => here.fill(0),
-            }
-            rest = tail;
-            at += len as u64;
-        }
-        Ok(())
-    }
-
-    fn write_stored(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
-        let mut rest = data;
-        let mut at = offset;
-        let first = self.extent_index(offset);
-        for extent in &mut self.extents[first..] {
-            if rest.is_empty() {
-                break;
-            }
-            let within = at - extent.virtual_byte;
-            let len = rest.len().min(usize::try_from(extent.len_bytes - within).unwrap_or(usize::MAX));
-            let (here, tail) = rest.split_at(len);
-            match &mut extent.body {
-                Body::Flat { file, offset_bytes } => file.write_at(here, *offset_bytes + within)?,
-                Body::Sparse(sparse) => sparse.write(here, within)?,
-                Body::Zero => return Err(Error::ExtentAccess { path: self.path.to_string(), access: "ZERO" }),
-            }
-            rest = tail;
-            at += len as u64;
-        }
-        Ok(())
-    }
-
-    fn write_encrypted(&mut self, cipher: &DiskCipher, data: &[u8], offset: u64) -> Result<(), Error> {
-        let mut scratch = Zeroizing::new(Vec::with_capacity(CHUNK_LEN.min(data.len())));
-        for part in self.unit_parts(cipher, data.len(), offset, CHUNK_LEN) {
-            let here = &data[part.buffer.clone()];
-            if part.is_whole {
-                scratch.clear();
-                scratch.extend_from_slice(here);
-                cipher.encrypt(&mut scratch, part.start)?;
-                self.write_stored(&scratch, part.start)?;
-            } else {
-                let mut unit = self.read_units(cipher, part.start, part.len)?;
-                unit[part.skip..part.skip + here.len()].copy_from_slice(here);
-                cipher.encrypt(&mut unit, part.start)?;
-                self.write_stored(&unit, part.start)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The guest's bytes of whole data units.
-    fn read_units(&self, cipher: &DiskCipher, start: u64, len: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let mut units = Zeroizing::new(vec![0; len]);
-        self.read_stored(&mut units, start)?;
-        cipher.decrypt(&mut units, start)?;
-        Ok(units)
-    }
-
-    /// Cuts a request into runs of whole data units of at most `len_max` bytes, and the units that it touches in part.
-    fn unit_parts(&self, cipher: &DiskCipher, len: usize, offset: u64, len_max: usize) -> Vec<UnitPart> {
-        let unit_len = u64::from(cipher.unit().bytes());
-        let size = self.size_bytes();
-        let end = offset + len as u64;
-        let mut parts = Vec::new();
-        let mut at = offset;
-        while at < end {
-            let start = at - at % unit_len;
-            let unit_end = size.min(start + unit_len);
-            let (part_end, is_whole) = if at == start && end >= unit_end {
-                // The last data unit of the disk may be shorter than the others: it is whole where the disk ends.
-                let whole_end = if end == size { end } else { end - end % unit_len };
-                let limit = (len_max as u64 / unit_len * unit_len).max(unit_len);
-                (whole_end.min(start.saturating_add(limit)), true)
-            } else {
-                (end.min(unit_end), false)
-            };
-            parts.push(UnitPart {
-                buffer: (at - offset) as usize..(part_end - offset) as usize,
-                start,
-                len: if is_whole { (part_end - start) as usize } else { (unit_end - start) as usize },
-                skip: (at - start) as usize,
-                is_whole,
-            });
-            at = part_end;
-        }
-        parts
-    }
-
-    fn extent_index(&self, offset: u64) -> usize {
-        self.extents.partition_point(|extent| extent.virtual_byte + extent.len_bytes <= offset)
-    }
-
-    /// Refuses before the first byte what an extent in the range does not allow.
-    fn check_writable(&self, len: u64, offset: u64) -> Result<(), Error> {
-        let end = offset + len;
-        for extent in self.extents[self.extent_index(offset)..].iter().take_while(|extent| extent.virtual_byte < end) {
-            let access = match (&extent.body, extent.access) {
-                (Body::Zero, _) => "ZERO",
-                (_, ExtentAccess::NoAccess) => "NOACCESS",
-                (_, ExtentAccess::ReadOnly) => "RDONLY",
-                (_, ExtentAccess::ReadWrite) => continue,
-            };
-            return Err(Error::ExtentAccess { path: self.path.to_string(), access });
         }
         Ok(())
     }
@@ -353,20 +257,6 @@ impl Drop for Disk<'_> {
 
 impl core::fmt::Debug for Disk<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Disk").field("path", &self.path).field("cipher", &self.cipher).finish_non_exhaustive()
+        f.debug_struct("Disk").field("path", &self.path).field("cipher", &self.top.cipher).finish_non_exhaustive()
     }
-}
-
-/// A part of a request.
-struct UnitPart {
-    /// Where it lies in the caller's buffer.
-    buffer: core::ops::Range<usize>,
-    /// The first byte on the disk of its first data unit.
-    start: u64,
-    /// The bytes of its data units.
-    len: usize,
-    /// The bytes of the first data unit that do not belong to the request.
-    skip: usize,
-    /// Whether it is made of whole data units.
-    is_whole: bool,
 }

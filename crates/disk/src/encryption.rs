@@ -57,13 +57,21 @@ pub enum HolePolicy {
     /// All zero: a thin disk stays thin, and its allocation shows.
     #[default]
     Zero,
+    /// There is none: every data unit was written, those of zeros too. QEMU and dm-crypt, which know no holes, read every byte as it is read
+    /// here.
+    Fill,
 }
 
 impl HolePolicy {
     fn name(self) -> &'static str {
         match self {
             Self::Zero => "zero",
+            Self::Fill => "fill",
         }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Zero, Self::Fill].into_iter().find(|policy| policy.name() == name)
     }
 }
 
@@ -112,15 +120,12 @@ impl Encryption {
         }
         let unit = entry(DDB_UNIT)?;
         let holes = entry(DDB_HOLES)?;
-        if holes != HolePolicy::Zero.name() {
-            return Err(unknown(DDB_HOLES, &holes));
-        }
         let id = entry(DDB_ID)?;
         let keys = descriptor.header(KEYS).ok_or_else(|| entries(format!("{KEYS} is missing")))?;
         Ok(Some(Self {
             id: DiskId::from_hex(&id).ok_or_else(|| unknown(DDB_ID, &id))?,
             unit: unit.parse().ok().and_then(UnitSize::from_bytes).ok_or_else(|| unknown(DDB_UNIT, &unit))?,
-            holes: HolePolicy::Zero,
+            holes: HolePolicy::from_name(&holes).ok_or_else(|| unknown(DDB_HOLES, &holes))?,
             keys: KeyList::parse(&keys).map_err(|source| entries(format!("{KEYS}: {source}")))?,
         }))
     }

@@ -40,6 +40,14 @@ pub enum Error {
         /// The descriptor.
         path: String,
     },
+    /// The parents of a disk lead back to one that was met already, or are too many.
+    #[error("{path}: its chain of parents does not end ({parent}); restore the descriptors from a copy")]
+    EndlessChain {
+        /// The descriptor of the child.
+        path: String,
+        /// What it names as its parent.
+        parent: String,
+    },
     /// What the descriptor says of vmseal's encryption is incomplete or of another version.
     #[error(
         "the disk's encryption entries: {what}; use the vmseal that wrote them, or restore the descriptor from a copy"
@@ -89,7 +97,7 @@ pub enum Error {
         source: vmseal_formats::Error,
     },
     /// The disk depends on a parent.
-    #[error("{path} is a snapshot link on {parent}; only whole disks can be opened in this version")]
+    #[error("{path} is a snapshot link on {parent}; open it together with its parents")]
     HasParent {
         /// The descriptor.
         path: String,
@@ -99,6 +107,19 @@ pub enum Error {
     /// A key could not be made.
     #[error(transparent)]
     Key(#[from] vmseal_keys::Error),
+    /// A link in the clear on an encrypted parent, or the other way round.
+    #[error(
+        "{path} and its parent {parent} do not go together: the {}; the guest's data would lie in the clear in part, or be noise: restore the links from a copy",
+        if *is_encrypted { "disk is encrypted and the parent is not" } else { "parent is encrypted and the disk is not" }
+    )]
+    MixedChain {
+        /// The descriptor of the child.
+        path: String,
+        /// That of its parent.
+        parent: String,
+        /// Whether the disk that was opened is the encrypted one.
+        is_encrypted: bool,
+    },
     /// A new disk of no size, or of one that its type cannot have.
     #[error("a disk of {capacity_bytes} bytes cannot be made: {what}")]
     NewSize {
@@ -107,11 +128,41 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The parent of a disk is not on the storage.
+    #[error("{path}: its parent {parent} is missing; restore it, or correct parentFileNameHint")]
+    NoParent {
+        /// The descriptor of the child.
+        path: String,
+        /// What it names as its parent.
+        parent: String,
+    },
     /// A key was given for a disk in the clear.
     #[error("{path} is not encrypted, and a key was given for it")]
     NotEncrypted {
         /// The descriptor.
         path: String,
+    },
+    /// The parent's content is not what it was when the child was made.
+    #[error(
+        "{path}: its parent {parent} has changed since the snapshot (CID {cid:08x}, expected {wanted:08x}); restore one of the two"
+    )]
+    ParentChanged {
+        /// The descriptor of the child.
+        path: String,
+        /// That of its parent.
+        parent: String,
+        /// The parent's content ID.
+        cid: u32,
+        /// The one that the child names.
+        wanted: u32,
+    },
+    /// A disk of a kind that is never written.
+    #[error("{path} is {kind}, which is read and not written; convert the disk, or consolidate the snapshot first")]
+    ReadOnlyKind {
+        /// The extent file.
+        path: String,
+        /// What it is.
+        kind: &'static str,
     },
     /// Storage failed.
     #[error(transparent)]

@@ -1,10 +1,11 @@
 //! Where the bytes of a disk lie: its descriptor, and the files of its extents.
 
-use vmseal_formats::{Access as ExtentAccess, Descriptor, ExtentKind, SparseHeader};
+use vmseal_formats::{Access as ExtentAccess, CowdHeader, Descriptor, ExtentKind, SeSparseHeader, SparseHeader};
+use vmseal_formats::{cowd, se_sparse, stream_optimized};
 use vmseal_storage::{Access, File, Kind, Storage, StoragePath};
 
 use crate::error::Error;
-use crate::pieces::PieceKind;
+use crate::pieces::{Piece, PieceKind};
 use crate::unit::UnitSize;
 
 pub(crate) const SECTOR_LEN: u64 = 512;
@@ -50,31 +51,139 @@ pub(crate) struct Extent {
 /// Where the bytes of an extent lie.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    Flat { path: StoragePath, offset_bytes: u64 },
-    Sparse { path: StoragePath, header: Box<SparseHeader> },
+    Flat {
+        path: StoragePath,
+        offset_bytes: u64,
+    },
+    Sparse {
+        path: StoragePath,
+        header: Box<SparseHeader>,
+    },
+    /// An extent that is read and never written.
+    ReadOnly {
+        path: StoragePath,
+        header: Box<ReadOnlyHeader>,
+    },
     Zero,
+    /// Nowhere: only salvage knows of it.
+    Missing,
+}
+
+/// The header of an extent that is read and never written.
+#[derive(Clone, Debug)]
+pub(crate) enum ReadOnlyHeader {
+    Cowd(CowdHeader),
+    SeSparse(SeSparseHeader),
+    /// The one at the end of a streamOptimized file.
+    Stream(Box<SparseHeader>),
+}
+
+impl ReadOnlyHeader {
+    fn parse(file: &dyn File, path: &StoragePath, kind: ExtentKind) -> Result<Self, Error> {
+        let format = |source| Error::Format { path: path.to_string(), source };
+        Ok(match kind {
+            ExtentKind::VmfsSparse => {
+                Self::Cowd(CowdHeader::parse(&read_start(file, cowd::HEADER_LEN)?).map_err(format)?)
+            }
+            ExtentKind::SeSparse => {
+                Self::SeSparse(SeSparseHeader::parse(&read_start(file, se_sparse::HEADERS_LEN)?).map_err(format)?)
+            }
+            _ => {
+                let header = SparseHeader::parse(&read_start(file, SECTOR_LEN as usize)?).map_err(format)?;
+                if !header.is_at_end() {
+                    return Ok(Self::Stream(Box::new(header)));
+                }
+                let len_bytes = file.len()?;
+                let end_len = len_bytes.min(stream_optimized::FOOTER_FROM_END);
+                let mut end = vec![0; usize::try_from(end_len).unwrap_or(0)];
+                file.read_at(&mut end, len_bytes - end_len)?;
+                Self::Stream(Box::new(SparseHeader::parse_footer(&end, len_bytes).map_err(format)?))
+            }
+        })
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Cowd(_) => "a COWD extent (vmfsSparse)",
+            Self::SeSparse(_) => "an SESparse extent",
+            Self::Stream(_) => "a streamOptimized extent",
+        }
+    }
+
+    fn capacity_sectors(&self) -> u64 {
+        match self {
+            Self::Cowd(header) => header.capacity_sectors.into(),
+            Self::SeSparse(header) => header.capacity_sectors,
+            Self::Stream(header) => header.capacity_sectors,
+        }
+    }
+
+    fn grain_sectors(&self) -> u64 {
+        match self {
+            Self::Cowd(header) => header.grain_sectors.into(),
+            Self::SeSparse(header) => header.grain_sectors(),
+            Self::Stream(header) => header.grain_sectors,
+        }
+    }
 }
 
 impl Place {
     pub(crate) fn path(&self) -> Option<&StoragePath> {
         match self {
-            Self::Flat { path, .. } | Self::Sparse { path, .. } => Some(path),
-            Self::Zero => None,
+            Self::Flat { path, .. } | Self::Sparse { path, .. } | Self::ReadOnly { path, .. } => Some(path),
+            Self::Zero | Self::Missing => None,
+        }
+    }
+
+    /// The bytes of a grain, where it has grains.
+    fn grain_len(&self) -> Option<u64> {
+        match self {
+            Self::Sparse { header, .. } => Some(header.grain_sectors * SECTOR_LEN),
+            Self::ReadOnly { header, .. } => Some(header.grain_sectors() * SECTOR_LEN),
+            Self::Flat { .. } | Self::Zero | Self::Missing => None,
         }
     }
 }
 
 impl DiskLayout {
-    /// Reads the disk whose descriptor is `path`, or lies inside it.
+    /// Reads the disk whose descriptor is `path`, or lies inside it. All of its extents are flat or hosted sparse: those that can be converted.
     ///
     /// # Errors
-    /// [`Error::Format`] where a file cannot be understood, [`Error::ExtentTooShort`] where one is cut off, [`Error::Unsupported`] for kinds of
-    /// disks that this version does not read, [`Error::Storage`] where a file is missing.
+    /// [`Error::Format`] where a file cannot be understood, [`Error::ExtentTooShort`] where one is cut off, [`Error::Unsupported`] for other kinds
+    /// of disks, [`Error::Storage`] where a file is missing.
     pub fn open(storage: &dyn Storage, path: &StoragePath) -> Result<Self, Error> {
+        let layout = Self::read(storage, path, None)?;
+        if let Some((file, header)) = layout.read_only_extent() {
+            let what = match header {
+                ReadOnlyHeader::Stream(_) => {
+                    "a streamOptimized disk is not encrypted in place; convert it to another type first".to_owned()
+                }
+                header => format!("{} is read and never converted; consolidate the snapshot first", header.name()),
+            };
+            return Err(Error::Unsupported { path: file.to_string(), what });
+        }
+        Ok(layout)
+    }
+
+    /// Reads a disk of any kind. With `damage`, extents that cannot be had are left out and the reasons told.
+    pub(crate) fn read(
+        storage: &dyn Storage,
+        path: &StoragePath,
+        damage: Option<&mut Vec<Error>>,
+    ) -> Result<Self, Error> {
         let (descriptor, place) = Self::read_descriptor(storage, path)?;
         let mut layout = Self { path: path.clone(), descriptor, place, extents: Vec::new(), capacity_bytes: 0 };
-        layout.place_extents(storage)?;
+        layout.place_extents(storage, damage)?;
         Ok(layout)
+    }
+
+    /// The first extent that is read and never written, with its file.
+    pub(crate) fn read_only_extent(&self) -> Option<(&StoragePath, &ReadOnlyHeader)> {
+        self.extents.iter().find_map(|extent| match &extent.kind {
+            Place::ReadOnly { path, header } => Some((path, header.as_ref())),
+            _ => None,
+        })
     }
 
     /// Reads the descriptor of a disk alone, whatever its extents.
@@ -83,9 +192,7 @@ impl DiskLayout {
     /// As [`open`](Self::open), but for what is wrong with extents.
     pub fn read_descriptor(storage: &dyn Storage, path: &StoragePath) -> Result<(Descriptor, DescriptorPlace), Error> {
         let file = storage.open(path, Access::Read)?;
-        let mut start = [0; SECTOR_LEN as usize];
-        let start_len = start.len().min(usize::try_from(file.len()?).unwrap_or(usize::MAX));
-        file.read_at(&mut start[..start_len], 0)?;
+        let start = read_start(file.as_ref(), SECTOR_LEN as usize)?;
         if let Some(what) = foreign_kind(&start) {
             return Err(Error::Unsupported { path: path.to_string(), what: what.to_owned() });
         }
@@ -99,6 +206,10 @@ impl DiskLayout {
         }
         let bytes = storage.read(path, DESCRIPTOR_LEN_MAX)?;
         Ok((parse_descriptor(path, &bytes)?, DescriptorPlace::OwnFile))
+    }
+
+    pub(crate) fn path(&self) -> &StoragePath {
+        &self.path
     }
 
     /// The descriptor.
@@ -139,21 +250,45 @@ impl DiskLayout {
             if !extent.virtual_byte.is_multiple_of(unit_bytes) {
                 return refuse(format!("an extent begins at byte {} of the disk", extent.virtual_byte));
             }
-            if let Place::Sparse { header, .. } = &extent.kind
-                && !(header.grain_sectors * SECTOR_LEN).is_multiple_of(unit_bytes)
+            if let Some(grain_len) = extent.kind.grain_len()
+                && !grain_len.is_multiple_of(unit_bytes)
             {
-                return refuse(format!("its grains have {} bytes", header.grain_sectors * SECTOR_LEN));
+                return refuse(format!("its grains have {grain_len} bytes"));
             }
         }
         Ok(())
     }
 
-    /// Reads all tables of the disk, and checks that no two grains share bytes and that nothing lies in its flat files but the disk: what is
-    /// outside of it would be copied as it is, in the clear.
+    /// Reads all tables of the disk, and checks that no two grains share bytes.
+    ///
+    /// # Errors
+    /// [`Error::DamagedTables`].
+    pub fn check_tables(&self, storage: &dyn Storage) -> Result<(), Error> {
+        self.each_piece(storage, |_, _, _, _| Ok(()))
+    }
+
+    /// The same, and that nothing lies in its flat files but the disk: what is outside of it would be copied as it is, in the clear.
     ///
     /// # Errors
     /// [`Error::DamagedTables`]; [`Error::Unsupported`] for bytes that belong to no extent.
     pub fn check_files(&self, storage: &dyn Storage) -> Result<(), Error> {
+        self.each_piece(storage, |path, file, is_flat, piece| {
+            if is_flat && piece.kind == PieceKind::Other && holds_data(file, piece.file_range.clone())? {
+                let what = format!(
+                    "it holds data from byte {} on that belongs to no extent and would stay in the clear; cut the file, or correct the descriptor",
+                    piece.file_range.start
+                );
+                return Err(Error::Unsupported { path: path.to_string(), what });
+            }
+            Ok(())
+        })
+    }
+
+    fn each_piece(
+        &self,
+        storage: &dyn Storage,
+        check: impl Fn(&StoragePath, &dyn File, bool, &Piece) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for path in self.files() {
             let file = storage.open(&path, Access::Read)?;
             let is_flat = self
@@ -161,14 +296,7 @@ impl DiskLayout {
                 .iter()
                 .any(|extent| matches!(&extent.kind, Place::Flat { path: flat, .. } if *flat == path));
             for piece in self.pieces(file.as_ref(), &path)? {
-                let piece = piece?;
-                if is_flat && piece.kind == PieceKind::Other && holds_data(file.as_ref(), piece.file_range.clone())? {
-                    let what = format!(
-                        "it holds data from byte {} on that belongs to no extent and would stay in the clear; cut the file, or correct the descriptor",
-                        piece.file_range.start
-                    );
-                    return Err(Error::Unsupported { path: path.to_string(), what });
-                }
+                check(&path, file.as_ref(), is_flat, &piece?)?;
             }
         }
         Ok(())
@@ -178,7 +306,7 @@ impl DiskLayout {
         &self.extents
     }
 
-    fn place_extents(&mut self, storage: &dyn Storage) -> Result<(), Error> {
+    fn place_extents(&mut self, storage: &dyn Storage, mut damage: Option<&mut Vec<Error>>) -> Result<(), Error> {
         let extents = self.descriptor.extents();
         if extents.len() > EXTENTS_MAX {
             let what = format!("it has {} extents, and no disk has more than {EXTENTS_MAX}", extents.len());
@@ -187,44 +315,17 @@ impl DiskLayout {
         let mut virtual_byte: u64 = 0;
         let mut placed = Vec::with_capacity(extents.len());
         for extent in extents {
-            let too_large = || Error::Unsupported {
-                path: self.path.to_string(),
-                what: "its extents are larger together than a disk can be".to_owned(),
-            };
-            let len_bytes = extent.sector_count.checked_mul(SECTOR_LEN).ok_or_else(too_large)?;
-            let kind = match extent.kind {
-                ExtentKind::Zero => Place::Zero,
-                ExtentKind::Flat | ExtentKind::Vmfs => {
-                    let path = self.extent_path(extent.file.as_deref())?;
-                    let offset_bytes = extent.offset_sectors.checked_mul(SECTOR_LEN).ok_or_else(too_large)?;
-                    let wanted_bytes = offset_bytes.checked_add(len_bytes).ok_or_else(too_large)?;
-                    check_flat(storage, &path, wanted_bytes)?;
-                    Place::Flat { path, offset_bytes }
-                }
-                ExtentKind::Sparse => {
-                    // The descriptor inside an extent may name that extent by the name that it had when it was made.
-                    let path = match self.place {
-                        DescriptorPlace::Embedded { .. } if extents.len() == 1 => self.path.clone(),
-                        _ => self.extent_path(extent.file.as_deref())?,
-                    };
-                    let header = read_header(storage, &path)?;
-                    if header.capacity_sectors < extent.sector_count {
-                        return Err(Error::ExtentTooShort {
-                            path: path.to_string(),
-                            len_bytes: header.capacity_sectors * SECTOR_LEN,
-                            wanted_bytes: len_bytes,
-                        });
-                    }
-                    Place::Sparse { path, header: Box::new(header) }
-                }
-                kind => {
-                    let what =
-                        format!("extents of type {} are not read in this version; convert the disk first", kind.name());
-                    return Err(Error::Unsupported { path: self.path.to_string(), what });
+            let len_bytes = extent.sector_count.checked_mul(SECTOR_LEN).ok_or_else(|| self.too_large())?;
+            let kind = match (self.place_extent(storage, extent, len_bytes, damage.is_some()), &mut damage) {
+                (Ok(kind), _) => kind,
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(damage)) => {
+                    damage.push(error);
+                    Place::Missing
                 }
             };
             placed.push(Extent { virtual_byte, len_bytes, access: extent.access, kind });
-            virtual_byte = virtual_byte.checked_add(len_bytes).ok_or_else(too_large)?;
+            virtual_byte = virtual_byte.checked_add(len_bytes).ok_or_else(|| self.too_large())?;
         }
         if let Some(overlap) = overlapping(&placed) {
             let what = format!("two of its extents use the same bytes of {overlap}");
@@ -233,6 +334,65 @@ impl DiskLayout {
         self.extents = placed;
         self.capacity_bytes = virtual_byte;
         Ok(())
+    }
+
+    fn place_extent(
+        &self,
+        storage: &dyn Storage,
+        extent: &vmseal_formats::Extent,
+        len_bytes: u64,
+        may_be_short: bool,
+    ) -> Result<Place, Error> {
+        let check_capacity = |path: &StoragePath, capacity_sectors: u64| {
+            if capacity_sectors < extent.sector_count {
+                let (path, wanted_bytes) = (path.to_string(), len_bytes);
+                return Err(Error::ExtentTooShort { path, len_bytes: capacity_sectors * SECTOR_LEN, wanted_bytes });
+            }
+            Ok(())
+        };
+        match extent.kind {
+            ExtentKind::Zero => Ok(Place::Zero),
+            ExtentKind::Flat | ExtentKind::Vmfs => {
+                let path = self.extent_path(extent.file.as_deref())?;
+                let offset_bytes = extent.offset_sectors.checked_mul(SECTOR_LEN).ok_or_else(|| self.too_large())?;
+                let wanted_bytes = offset_bytes.checked_add(len_bytes).ok_or_else(|| self.too_large())?;
+                check_flat(storage, &path, if may_be_short { 0 } else { wanted_bytes })?;
+                Ok(Place::Flat { path, offset_bytes })
+            }
+            ExtentKind::Sparse => {
+                // The descriptor inside an extent may name that extent by the name that it had when it was made.
+                let path = match self.place {
+                    DescriptorPlace::Embedded { .. } if self.descriptor.extents().len() == 1 => self.path.clone(),
+                    _ => self.extent_path(extent.file.as_deref())?,
+                };
+                let file = storage.open(&path, Access::Read)?;
+                let header = parse_header(&path, &read_start(file.as_ref(), SECTOR_LEN as usize)?)?;
+                if header.is_compressed() || header.is_at_end() {
+                    let header = Box::new(ReadOnlyHeader::parse(file.as_ref(), &path, extent.kind)?);
+                    check_capacity(&path, header.capacity_sectors())?;
+                    return Ok(Place::ReadOnly { path, header });
+                }
+                check_capacity(&path, header.capacity_sectors)?;
+                Ok(Place::Sparse { path, header: Box::new(header) })
+            }
+            ExtentKind::VmfsSparse | ExtentKind::SeSparse => {
+                let path = self.extent_path(extent.file.as_deref())?;
+                let file = storage.open(&path, Access::Read)?;
+                let header = Box::new(ReadOnlyHeader::parse(file.as_ref(), &path, extent.kind)?);
+                check_capacity(&path, header.capacity_sectors())?;
+                Ok(Place::ReadOnly { path, header })
+            }
+            kind => {
+                let what =
+                    format!("extents of type {} are not read in this version; convert the disk first", kind.name());
+                Err(Error::Unsupported { path: self.path.to_string(), what })
+            }
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        let what = "its extents are larger together than a disk can be".to_owned();
+        Error::Unsupported { path: self.path.to_string(), what }
     }
 
     fn extent_path(&self, name: Option<&str>) -> Result<StoragePath, Error> {
@@ -262,10 +422,10 @@ fn holds_data(file: &dyn File, range: core::ops::Range<u64>) -> Result<bool, Err
 /// Kinds of files that are no descriptor and no hosted sparse extent.
 fn foreign_kind(start: &[u8]) -> Option<&'static str> {
     if start.starts_with(b"COWD") {
-        return Some("a COWD extent (vmfsSparse) is not read in this version; consolidate the snapshot first");
+        return Some("it is a COWD extent (vmfsSparse) and has no descriptor; name the disk's own descriptor file");
     }
     if start.starts_with(&0xcafe_babe_u64.to_le_bytes()) {
-        return Some("an SESparse extent is not read in this version; consolidate the snapshot first");
+        return Some("it is an SESparse extent and has no descriptor; name the disk's own descriptor file");
     }
     None
 }
@@ -275,24 +435,14 @@ fn parse_descriptor(path: &StoragePath, bytes: &[u8]) -> Result<Descriptor, Erro
 }
 
 fn parse_header(path: &StoragePath, start: &[u8]) -> Result<SparseHeader, Error> {
-    let header = SparseHeader::parse(start).map_err(|source| Error::Format { path: path.to_string(), source })?;
-    if header.is_compressed() {
-        let what = "a streamOptimized disk is not encrypted in place; convert it to another type first";
-        return Err(Error::Unsupported { path: path.to_string(), what: what.to_owned() });
-    }
-    Ok(header)
+    SparseHeader::parse(start).map_err(|source| Error::Format { path: path.to_string(), source })
 }
 
-/// Reads the header of a sparse extent.
-fn read_header(storage: &dyn Storage, path: &StoragePath) -> Result<SparseHeader, Error> {
-    let file = storage.open(path, Access::Read)?;
-    let mut start = [0; SECTOR_LEN as usize];
-    let len_bytes = file.len()?;
-    if len_bytes < SECTOR_LEN {
-        return Err(Error::ExtentTooShort { path: path.to_string(), len_bytes, wanted_bytes: SECTOR_LEN });
-    }
+/// The first `len` bytes of a file, or all of a shorter one.
+fn read_start(file: &dyn File, len: usize) -> Result<Vec<u8>, Error> {
+    let mut start = vec![0; len.min(usize::try_from(file.len()?).unwrap_or(usize::MAX))];
     file.read_at(&mut start, 0)?;
-    parse_header(path, &start)
+    Ok(start)
 }
 
 fn read_embedded(path: &StoragePath, file: &dyn File, header: &SparseHeader) -> Result<Descriptor, Error> {
@@ -324,8 +474,8 @@ fn overlapping(extents: &[Extent]) -> Option<&StoragePath> {
         .iter()
         .filter_map(|extent| match &extent.kind {
             Place::Flat { path, offset_bytes } => Some((path, *offset_bytes, offset_bytes + extent.len_bytes)),
-            Place::Sparse { path, .. } => Some((path, 0, u64::MAX)),
-            Place::Zero => None,
+            Place::Sparse { path, .. } | Place::ReadOnly { path, .. } => Some((path, 0, u64::MAX)),
+            Place::Zero | Place::Missing => None,
         })
         .collect();
     ranges.sort();

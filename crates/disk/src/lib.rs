@@ -27,14 +27,20 @@
 #![forbid(unsafe_code)]
 
 mod cipher;
+mod damage;
 mod disk;
 mod encryption;
 mod error;
+mod fill;
 mod grains;
 mod layout;
+mod link;
+mod link_write;
 mod new_disk;
+mod parent;
 mod pieces;
 mod sparse;
+mod stream;
 mod unit;
 
 pub use cipher::DiskCipher;
@@ -43,5 +49,6 @@ pub use encryption::{DiskId, Encryption, HolePolicy};
 pub use error::Error;
 pub use layout::{DescriptorPlace, DiskLayout};
 pub use new_disk::{NewDisk, NewDiskType};
+pub use parent::{LinkCiphers, find_parent};
 pub use pieces::{Piece, PieceKind};
 pub use unit::UnitSize;

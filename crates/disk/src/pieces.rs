@@ -7,7 +7,7 @@ use vmseal_formats::SparseHeader;
 use vmseal_storage::{File, StoragePath};
 
 use crate::error::Error;
-use crate::grains::{Directory, Grain, damaged, read_entries, table_len};
+use crate::grains::{Directory, Grain, GrainMap, damaged, read_entries};
 use crate::layout::{DescriptorPlace, DiskLayout, Extent, Place, SECTOR_LEN};
 use crate::unit::UnitSize;
 
@@ -176,7 +176,7 @@ impl<'a> SparsePieces<'a> {
         other(0..SECTOR_LEN);
         let grains_max = (window.end - window.start) / self.grain_len() + 1;
         let directory_len = self.header.gd_entry_count() * 4;
-        let table_len = table_len(&self.header);
+        let table_len = GrainMap::hosted(&self.header).table_len();
         let directories = [
             (Some(&self.directory.main), self.header.gd_sector),
             (self.directory.redundant.as_ref(), self.header.redundant_gd_sector),
@@ -217,9 +217,9 @@ impl<'a> SparsePieces<'a> {
         let per_table = u64::from(self.header.gtes_per_gt);
         for (index, table) in self.directory.main.iter().enumerate().filter(|(_, table)| **table != 0) {
             let offset = u64::from(*table) * SECTOR_LEN;
-            let entries = read_entries(self.file, offset, table_len(&self.header))?;
+            let entries = read_entries(self.file, offset, GrainMap::hosted(&self.header).table_len())?;
             for (slot, entry) in entries.iter().enumerate() {
-                let Grain::At(byte) = Grain::from_entry(&self.header, *entry) else { continue };
+                let Grain::At(byte) = Grain::from_entry(self.header.has_zeroed_grains(), *entry) else { continue };
                 // Checked whatever the window: no window reaches beyond the file.
                 if byte >= self.file_len {
                     let what = "a grain table names a grain beyond the end of the file";

@@ -100,7 +100,7 @@ pub fn open(key: &FileKey, aad: &[u8], envelope: &[u8]) -> Result<Zeroizing<Vec<
     let header = Header::parse(envelope)?;
     let mut opener = Opener::new(key, aad, &header)?;
     let body = &envelope[header.raw().len()..];
-    let mut data = Zeroizing::new(Vec::with_capacity(body.len()));
+    let mut data = Zeroizing::new(vec![0; body.len()]);
     opener.update(body, &mut data)?;
     let len = opener.finish()?;
     data.truncate(usize::try_from(len).unwrap_or(usize::MAX));
@@ -204,21 +204,24 @@ impl Opener {
         Ok(Self { gcm, held: Vec::with_capacity(TAIL_LEN), len: 0, header_len, slack: header.slack() })
     }
 
-    /// Decrypts the next piece, of any length, to the end of `sink`, which may get less or more than came.
+    /// Decrypts the next piece, of any length, to the start of `to`, which is at least as long; gives how many bytes came out. The end of
+    /// what came so far is held back: the first pieces give less than they have.
     ///
     /// # Errors
     /// [`Error::Limit`] at 64 GiB.
-    pub fn update(&mut self, piece: &[u8], sink: &mut Vec<u8>) -> Result<(), Error> {
+    ///
+    /// # Panics
+    /// When `to` is shorter than `piece`.
+    pub fn update(&mut self, piece: &[u8], to: &mut [u8]) -> Result<usize, Error> {
         self.len += piece.len() as u64;
         let released = (self.held.len() + piece.len()).saturating_sub(TAIL_LEN);
-        let start = sink.len();
         let from_held = released.min(self.held.len());
-        sink.extend_from_slice(&self.held[..from_held]);
-        self.held.drain(..from_held);
         let (from_piece, rest) = piece.split_at(released - from_held);
-        sink.extend_from_slice(from_piece);
+        self.gcm.decrypt(&self.held[..from_held], to)?;
+        self.gcm.decrypt(from_piece, &mut to[from_held..])?;
+        self.held.drain(..from_held);
         self.held.extend_from_slice(rest);
-        self.gcm.decrypt(&mut sink[start..])
+        Ok(released)
     }
 
     /// Verifies. Gives the length of the data: the sink is cut to it, and only then read by anyone.
@@ -234,8 +237,8 @@ impl Opener {
         }
         let footer = self.held.split_off(BLOCK_LEN);
         let expected = read_footer(&footer, end - BLOCK_LEN as u64)?;
-        let mut crypto = Zeroizing::new(self.held);
-        self.gcm.decrypt(&mut crypto)?;
+        let mut crypto = Zeroizing::new([0; BLOCK_LEN]);
+        self.gcm.decrypt(&self.held, crypto.as_mut_slice())?;
         if !bool::from(self.gcm.tag().ct_eq(&expected)) {
             return Err(Error::NotAuthentic { what: "the envelope" });
         }
@@ -243,7 +246,7 @@ impl Opener {
             let what = "bytes behind the attributes of the header are not zero";
             return Err(Error::Corrupt { what, place: Place::Byte(offset as u64) });
         }
-        let padding = read_crypto_footer(&crypto, end - TAIL_LEN as u64)?;
+        let padding = read_crypto_footer(crypto.as_slice(), end - TAIL_LEN as u64)?;
         (self.len - TAIL_LEN as u64).checked_sub(padding.into()).ok_or(Error::Length {
             what: "the padding of an envelope",
             found: padding.into(),
@@ -344,8 +347,10 @@ pub fn fuzz(data: &[u8]) {
     };
     let Ok(mut opener) = Opener::new(&key, b"", &header) else { return };
     let mut sink = Vec::new();
-    for piece in data[header.raw().len()..].chunks(1000) {
-        assert!(opener.update(piece, &mut sink).is_ok());
+    let mut opened = [0; 1000];
+    for piece in data[header.raw().len()..].chunks(opened.len()) {
+        let Ok(len) = opener.update(piece, &mut opened) else { panic!("a piece is not decrypted") };
+        sink.extend_from_slice(&opened[..len]);
     }
     match (opener.finish(), whole) {
         (Ok(len), Ok(whole)) => assert_eq!(&sink[..len as usize], whole.as_slice()),
@@ -400,8 +405,10 @@ mod tests {
             let header = describe(&file).unwrap();
             let mut opener = Opener::new(&key, b"", &header).unwrap();
             let mut sink = Vec::new();
+            let mut opened = vec![0; piece];
             for piece in file[header.raw().len()..].chunks(piece) {
-                opener.update(piece, &mut sink).unwrap();
+                let len = opener.update(piece, &mut opened).unwrap();
+                sink.extend_from_slice(&opened[..len]);
             }
             sink.truncate(opener.finish().unwrap() as usize);
             prop_assert_eq!(sink, data);

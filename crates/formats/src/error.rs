@@ -229,8 +229,12 @@ pub enum Kind {
     Encoding,
     /// The type of a disk's extent.
     ExtentType,
+    /// A hash function.
+    Hash,
     /// A key derivation function.
     Kdf,
+    /// The type of a LUKS2 key slot.
+    KeySlot,
     /// The type of a locator.
     Locator,
     /// A MAC.
@@ -246,7 +250,9 @@ impl fmt::Display for Kind {
             Self::Cipher => "cipher",
             Self::Encoding => "encoding",
             Self::ExtentType => "extent type",
+            Self::Hash => "hash function",
             Self::Kdf => "key derivation function",
+            Self::KeySlot => "key slot type",
             Self::Locator => "locator type",
             Self::Mac => "MAC",
             Self::Mode => "mode",

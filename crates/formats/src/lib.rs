@@ -1,4 +1,4 @@
-//! VMX, VMSD, VMDK, key safe and envelope: bytes in, typed values out, and back.
+//! VMX, VMSD, VMDK, key safe, envelope and LUKS header: bytes in, typed values out, and back.
 //!
 //! ```
 //! use vmseal_formats::{Descriptor, Dictionary, KeyList};
@@ -46,6 +46,9 @@ mod envelope_header;
 mod error;
 mod extent;
 mod gcm;
+mod gcm_blocks;
+#[cfg(target_arch = "x86_64")]
+mod gcm_vaes;
 mod grain_table;
 mod identify;
 mod key_dict;
@@ -55,6 +58,13 @@ mod lines;
 mod locator;
 mod locator_text;
 mod locked_vmx;
+pub mod luks;
+mod luks1;
+mod luks2;
+mod luks2_json;
+mod luks_af;
+mod luks_kdf;
+mod luks_slot;
 mod new_descriptor;
 pub mod parent;
 mod phrase;
@@ -81,6 +91,9 @@ pub use key_list::{KeyList, Opened, OpenedBy};
 pub use keystore::Keystore;
 pub use locator::{Locator, Pair, RawKey, Role};
 pub use locked_vmx::{LockedVmx, Style};
+pub use luks::LuksHeader;
+pub use luks_kdf::{LuksHash, LuksKdf};
+pub use luks_slot::LuksSlot;
 pub use new_descriptor::NewDescriptor;
 pub use phrase::PhraseParameters;
 pub use se_sparse::SeSparseHeader;
@@ -99,6 +112,7 @@ pub mod fuzzing {
     pub use crate::envelope::fuzz as envelope;
     pub use crate::locator::fuzz as locator;
     pub use crate::locked_vmx::fuzz as keysafe_open;
+    pub use crate::luks::fuzz as luks;
     pub use crate::se_sparse::fuzz as sesparse;
     pub use crate::sparse_header::fuzz as sparse_header;
     pub use crate::vmem::fuzz as vmem_expand;

@@ -22,7 +22,7 @@ const GRAIN_SECTORS: u64 = 8;
 /// The only size of a grain table: 4096 entries of 8 bytes.
 const TABLE_SECTORS: u64 = 64;
 /// Entries of a grain table.
-const ENTRIES_PER_TABLE: u64 = TABLE_SECTORS * SECTOR_LEN as u64 / 8;
+pub const ENTRIES_PER_TABLE: u64 = TABLE_SECTORS * SECTOR_LEN as u64 / 8;
 /// The greatest capacity that is taken, 64 TiB.
 const CAPACITY_SECTORS_MAX: u64 = 1 << 37;
 

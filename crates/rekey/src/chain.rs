@@ -1,7 +1,7 @@
 //! The disks that a snapshot link depends on.
 
-use vmseal_disk::DiskLayout;
-use vmseal_formats::{Descriptor, parent};
+use vmseal_disk::{DiskLayout, find_parent};
+use vmseal_formats::Descriptor;
 use vmseal_storage::{Storage, StoragePath};
 
 use crate::error::Error;
@@ -31,7 +31,7 @@ pub(crate) fn follow(
     let mut child = path.clone();
     let mut parent = parent_of(descriptor);
     while let Some((cid, hint)) = parent {
-        let Some(found) = resolve(storage, &child, &hint)? else {
+        let Some(found) = find_parent(storage, &child, &hint)? else {
             // A parent that only its own hypervisor can find is another VM's, as far as one can tell.
             if is_elsewhere(&hint) {
                 chain.outside = Some(hint);
@@ -78,17 +78,4 @@ fn is_inside(path: &StoragePath, folder: &StoragePath) -> bool {
 /// A name that is more than a file's.
 fn is_elsewhere(hint: &str) -> bool {
     hint.contains(['/', '\\'])
-}
-
-/// The first of the places where a parent may be that lies on the storage and is there.
-fn resolve(storage: &dyn Storage, child: &StoragePath, hint: &str) -> Result<Option<StoragePath>, Error> {
-    for name in parent::candidates(hint) {
-        if let Ok(path) = child.sibling(&name)
-            && path != *child
-            && storage.metadata(&path)?.is_some()
-        {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
 }

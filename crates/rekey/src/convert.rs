@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmseal_disk::{DiskCipher, Piece, PieceKind};
-use vmseal_storage::File;
+use vmseal_storage::{File, Storage};
 use zeroize::Zeroize;
 
 use crate::error::Error;
@@ -22,6 +22,12 @@ const CHUNK_LEN: u64 = 256 << 10;
 const CHECKPOINT_LEN: u64 = 512 << 20;
 /// More workers than this only wait for storage.
 const WORKERS_MAX: usize = 16;
+
+/// How many threads work on a storage.
+pub(crate) fn workers(storage: &dyn Storage) -> usize {
+    let available = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+    storage.requests_max().map_or(available, |requests| available.min(requests.get()))
+}
 
 /// From which cipher to which.
 pub(crate) struct Transform {
@@ -40,6 +46,17 @@ impl Transform {
         }
         .map_err(Error::Disk)
     }
+
+    /// The way back: what [`apply`](Self::apply) made becomes what it was.
+    pub(crate) fn undo(&self, data: &mut [u8], virtual_byte: u64) -> Result<(), Error> {
+        match (&self.from, &self.to) {
+            (None, None) => Ok(()),
+            (None, Some(to)) => to.decrypt(data, virtual_byte),
+            (Some(from), None) => from.encrypt(data, virtual_byte),
+            (Some(from), Some(to)) => to.transcrypt(from, data, virtual_byte),
+        }
+        .map_err(Error::Disk)
+    }
 }
 
 /// One conversion of one file.
@@ -49,6 +66,7 @@ pub(crate) struct Conversion<'a> {
     pub(crate) transform: &'a Transform,
     /// Bytes of the target that are durable already.
     pub(crate) done_bytes: u64,
+    pub(crate) workers: usize,
 }
 
 impl Conversion<'_> {
@@ -98,7 +116,7 @@ impl Conversion<'_> {
     where
         I: Iterator<Item = Result<Piece, vmseal_disk::Error>> + Send,
     {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+        let workers = self.workers;
         let queue = Mutex::new(Queue {
             chunks,
             until: start.saturating_add(CHECKPOINT_LEN),

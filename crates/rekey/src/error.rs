@@ -81,6 +81,14 @@ pub enum Error {
         /// The descriptor.
         disk: String,
     },
+    /// A rule forbids it for this disk or VM.
+    #[error("{path}: {what}")]
+    DiskRefused {
+        /// The disk or VM.
+        path: String,
+        /// Why, and what to do.
+        what: String,
+    },
     /// A disk could not be read or written.
     #[error(transparent)]
     Disk(#[from] vmseal_disk::Error),
@@ -100,6 +108,12 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// Going through a disk was stopped. Nothing is pending.
+    #[error("stopped on request; the guest's bytes on {path} are what they were, and nothing is pending: run it again")]
+    FillStopped {
+        /// The disk.
+        path: String,
+    },
     /// A file could not be understood.
     #[error("{path}: {source}")]
     Format {
@@ -116,7 +130,8 @@ pub enum Error {
     KeySource(#[from] KeySourceError),
     /// There is not enough room for the successors of the files.
     #[error(
-        "the storage has {available_bytes} bytes free and the {operation} needs {needed_bytes}; make room and try again"
+        "the storage has {available_bytes} bytes free and the {operation} needs {needed_bytes}; make room{}",
+        if *in_place { "" } else { ", or convert the disks where they lie (`--strategy in-place`)" }
     )]
     NoRoom {
         /// The operation.
@@ -125,6 +140,8 @@ pub enum Error {
         needed_bytes: u64,
         /// What there is.
         available_bytes: u64,
+        /// Whether data is converted in place.
+        in_place: bool,
     },
     /// The operation failed behind its commit point.
     #[error("the {operation} is committed but not complete; complete it with `resume`")]
@@ -133,6 +150,44 @@ pub enum Error {
         operation: Operation,
         /// Why it stopped.
         source: Box<Error>,
+    },
+    /// A conversion in place failed on its way.
+    #[error(
+        "the {operation} was interrupted while it converted data; once that is mended, complete it with `resume`, or undo it with `resume --rollback`"
+    )]
+    Interrupted {
+        /// The operation.
+        operation: Operation,
+        /// What happened.
+        source: Box<Error>,
+    },
+    /// No part of the journal of a conversion in place can be used.
+    #[error(
+        "the journal of the interrupted operation cannot be used: {what}; keep all files as they are, and restore it from a copy that was made after the interruption"
+    )]
+    JournalDamaged {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The journal of a conversion in place is older than the data.
+    #[error(
+        "{path}: the 512 bytes at byte {offset} have changed, and the journal of the interrupted operation does not know it: it was replaced by an older copy, or something else wrote to the disk; put the newest files back"
+    )]
+    JournalOutdated {
+        /// The extent.
+        path: String,
+        /// The first of the bytes in it.
+        offset: u64,
+    },
+    /// A part of a zone that a crash cut off is damaged.
+    #[error(
+        "{path}: the 512 bytes at byte {offset} are neither what they were before the conversion nor what they were to become: something else wrote them, or the storage tears sectors. To go on without them use `resume --discard-changes`"
+    )]
+    NeitherOldNorNew {
+        /// The extent.
+        path: String,
+        /// The first of the bytes in it.
+        offset: u64,
     },
     /// The VM is in the clear.
     #[error("{vmx} is not encrypted; there is nothing to unlock")]
@@ -279,11 +334,15 @@ impl Error {
     /// What the error means to whoever asked for the operation.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Incomplete { .. } | Self::Pending { .. } | Self::Stopped | Self::UndoFailed { .. } => {
-                ErrorKind::Resumable
-            }
+            Self::FillStopped { .. }
+            | Self::Incomplete { .. }
+            | Self::Interrupted { .. }
+            | Self::Pending { .. }
+            | Self::Stopped
+            | Self::UndoFailed { .. } => ErrorKind::Resumable,
             Self::ChangedAfterCommit { .. }
             | Self::Committed { .. }
+            | Self::DiskRefused { .. }
             | Self::NotAttached { .. }
             | Self::NotEncrypted { .. }
             | Self::NothingPending { .. }
@@ -296,6 +355,9 @@ impl Error {
             | Self::DescriptorRoom { .. }
             | Self::Disagreement { .. }
             | Self::Format { .. }
+            | Self::JournalDamaged { .. }
+            | Self::JournalOutdated { .. }
+            | Self::NeitherOldNorNew { .. }
             | Self::RecordDamaged { .. }
             | Self::RecordForged { .. }
             | Self::SealedFile { .. }
@@ -307,7 +369,11 @@ impl Error {
             // A file of a disk that is not there makes the disk damaged.
             Self::Disk(vmseal_disk::Error::Storage(vmseal_storage::Error::NotFound { .. })) => ErrorKind::Damaged,
             Self::Disk(vmseal_disk::Error::Storage(error)) => kind_of_storage(error),
-            Self::Disk(vmseal_disk::Error::UnitDoesNotFit { .. }) => ErrorKind::Refused,
+            Self::Disk(
+                vmseal_disk::Error::MixedChain { .. }
+                | vmseal_disk::Error::ReadOnlyKind { .. }
+                | vmseal_disk::Error::UnitDoesNotFit { .. },
+            ) => ErrorKind::Refused,
             Self::Disk(_) => ErrorKind::Damaged,
             Self::Changed { .. }
             | Self::ChangedMeanwhile { .. }

@@ -5,8 +5,10 @@
 //! 1. The record is made durable in phase `prepare`, with every new key in its wrapped form. A crash before this
 //!    leaves nothing; from here on, until step 4, recovery can undo everything: the VM's own files are untouched.
 //! 2. The successor of each file is written beside it, and made durable. A crash leaves some of them; recovery goes on at the last
-//!    checkpoint, or removes them.
+//!    checkpoint, or removes them. Extents that are converted in place have none.
 //! 3. The VM's files are looked at again: where one has changed meanwhile, or the VM was started, everything is undone.
+//!    Data that is converted in place is converted now, in phase `convert` of the record: undoing means converting back, in phase `revert`
+//!    (`in_place.rs`).
 //! 4. The record is replaced by one in phase `publish`: the commit point.
 //! 5. Each successor takes the place of its file by an atomic rename; descriptors inside an extent are overwritten by what the
 //!    record holds. A crash leaves some done; recovery does the rest, and repeating a step does no harm.
@@ -18,10 +20,12 @@ use vmseal_disk::{DiskLayout, Encryption};
 use vmseal_keys::KeySource;
 use vmseal_storage::{LockMode, Storage, StoragePath};
 
+use crate::convert_in_place;
 use crate::error::Error;
 use crate::inventory::PowerState;
+use crate::journal::JournalFile;
 use crate::material::Material;
-use crate::plan::{Operation, Plan, plan, reasons_to_stop};
+use crate::plan::{Operation, Plan, Strategy, plan, reasons_to_stop};
 use crate::power::power_state;
 use crate::prepare;
 use crate::progress::{Progress, Watch};
@@ -81,6 +85,7 @@ pub fn execute(
         return Err(Error::Changed { vmx: vmx.to_string() });
     }
     let (mut record, material) = prepare::begin(storage, planned, keys)?;
+    record.in_place = convert_in_place::planned(storage, planned, &record)?;
     let jobs = stage::jobs(storage, &record)?;
     record.staged = stage::staged(storage, &jobs)?;
     record.patches = stage::patches(storage, &record)?;
@@ -88,9 +93,9 @@ pub fn execute(
     // From here on there is something to undo.
     let result = record
         .write(storage, &material.record_key(record.operation, Phase::Prepare))
-        .and_then(|()| prepare_and_commit(storage, &vmx, &mut record, &material, &jobs, watch));
+        .and_then(|()| prepare_and_commit(storage, &vmx, &mut record, &material, &jobs, Changes::Keep, watch));
     match result {
-        Ok(()) => finish(storage, &vmx, &record, &material, Ending::Done),
+        Ok(()) => finish(storage, &vmx, &record, &material, keys, Ending::Done),
         Err(Error::Stopped) => Err(Error::Stopped),
         Err(error) => Err(undo_after(storage, &vmx, &record, error)),
     }
@@ -122,7 +127,7 @@ pub fn resume(
             check_power(storage, vmx, record.operation)?;
         }
         let files = publish::complete(storage, &record, &material, keys, changes)?;
-        Record::remove(storage, vmx)?;
+        remove_record(storage, vmx)?;
         return Ok(Outcome {
             operation: record.operation,
             ending: Ending::Completed,
@@ -131,21 +136,30 @@ pub fn resume(
         });
     }
     check_still_allowed(storage, vmx, &record)?;
+    if record.phase == Phase::Revert {
+        return put_back(storage, vmx, &mut record, &material, changes, watch);
+    }
     let jobs = stage::jobs(storage, &record)?;
     stage::check_same(&jobs, &record)?;
     stage::forget_changed(storage, &mut record)?;
     record.patches = stage::patches(storage, &record)?;
-    prepare_and_commit(storage, vmx, &mut record, &material, &jobs, watch)?;
-    finish(storage, vmx, &record, &material, Ending::Resumed)
+    prepare_and_commit(storage, vmx, &mut record, &material, &jobs, changes, watch)?;
+    finish(storage, vmx, &record, &material, keys, Ending::Resumed)
 }
 
-/// Undoes the operation on `vmx` that was interrupted before its commit point. Needs no key: what it removes are unfinished successors
-/// only, and only where the VM still has the keys from before.
+/// Undoes the operation on `vmx` that was interrupted before its commit point. Keys are asked for only where data was converted in place, and
+/// has to be put back: what is removed otherwise are unfinished successors, and only where the VM still has the keys from before.
 ///
 /// # Errors
 /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed; [`Error::ChangedSince`] and [`Error::SuccessorLost`] where the
-/// VM is not what it was when the operation began.
-pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Error> {
+/// VM is not what it was when the operation began; where data has to be put back, as for [`resume`].
+pub fn rollback(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    keys: &mut dyn KeySource,
+    watch: &mut dyn Watch,
+    changes: Changes,
+) -> Result<Outcome, Error> {
     let _lock = lock(storage, vmx)?;
     let Some(unverified) = Record::read(storage, vmx)? else {
         return Err(Error::NothingPending { vmx: vmx.to_string() });
@@ -155,6 +169,14 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
         return Err(Error::Committed { vmx: vmx.to_string(), operation: record.operation });
     }
     check_keys_from_before(storage, vmx, record)?;
+    if record.phase != Phase::Prepare {
+        storage.sync_folder(&vmx.folder())?;
+        let material = Material::open(unverified.claims(), keys)?;
+        let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
+        let mut record = unverified.verify(&key)?;
+        check_still_allowed(storage, vmx, &record)?;
+        return put_back(storage, vmx, &mut record, &material, changes, watch);
+    }
     for staged in record.staged.iter().filter(|staged| staged.done_bytes > 0 || staged.complete) {
         let successor = staged_path(&StoragePath::new(&staged.target)?);
         // Where it is gone and the file has changed, it may have been put in the file's place: then its keys are in the record alone.
@@ -163,7 +185,40 @@ pub fn rollback(storage: &dyn Storage, vmx: &StoragePath) -> Result<Outcome, Err
         }
     }
     undo(storage, vmx, record)?;
-    Ok(Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new(), detached: Vec::new() })
+    Ok(rolled_back(record))
+}
+
+fn rolled_back(record: &Record) -> Outcome {
+    Outcome { operation: record.operation, ending: Ending::RolledBack, files: Vec::new(), detached: Vec::new() }
+}
+
+/// Puts converted data back, then removes the rest.
+fn put_back(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    record: &mut Record,
+    material: &Material,
+    changes: Changes,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, Error> {
+    let total_bytes = convert_in_place::bytes(storage, record)?;
+    let mut done_bytes = 0;
+    let mut report = |step: u64| {
+        done_bytes += step;
+        watch.progress(&Progress { file: vmx.to_string(), done_bytes: done_bytes.min(total_bytes), total_bytes })
+    };
+    let operation = record.operation;
+    convert_in_place::revert(storage, vmx, record, material, changes.into(), &mut report)
+        .map_err(|error| interrupted(operation, error))?;
+    undo(storage, vmx, record)?;
+    Ok(rolled_back(record))
+}
+
+fn interrupted(operation: Operation, error: Error) -> Error {
+    match error {
+        Error::Storage(_) | Error::Disk(_) => Error::Interrupted { operation, source: Box::new(error) },
+        other => other,
+    }
 }
 
 /// Keeps other operations on the VM away, in this process and others, until the lock is dropped.
@@ -186,16 +241,17 @@ pub(crate) fn lock_path(vmx: &StoragePath) -> StoragePath {
 }
 
 /// Steps 2 to 4.
-fn prepare_and_commit(
+pub(crate) fn prepare_and_commit(
     storage: &dyn Storage,
     vmx: &StoragePath,
     record: &mut Record,
     material: &Material,
     jobs: &[Job],
+    changes: Changes,
     watch: &mut dyn Watch,
 ) -> Result<(), Error> {
     let key = material.record_key(record.operation, Phase::Prepare);
-    let total_bytes = jobs.iter().map(|job| job.len_bytes).sum();
+    let total_bytes = jobs.iter().map(|job| job.len_bytes).sum::<u64>() + convert_in_place::bytes(storage, record)?;
     let mut done_bytes: u64 = record.staged.iter().map(|staged| staged.done_bytes).sum();
     for (index, job) in jobs.iter().enumerate() {
         if record.staged[index].complete {
@@ -223,6 +279,14 @@ fn prepare_and_commit(
     if record.operation != Operation::ShallowRecrypt {
         check_power(storage, vmx, record.operation)?;
     }
+    let file = vmx.to_string();
+    let mut report = |step: u64| {
+        done_bytes += step;
+        watch.progress(&Progress { file: file.clone(), done_bytes: done_bytes.min(total_bytes), total_bytes })
+    };
+    let operation = record.operation;
+    convert_in_place::convert(storage, vmx, record, material, &key, changes.into(), &mut report)
+        .map_err(|error| if record.phase == Phase::Prepare { error } else { interrupted(operation, error) })?;
     // The last point at which a request to stop is heard.
     let last = Progress { file: vmx.to_string(), done_bytes: total_bytes, total_bytes };
     if let ControlFlow::Break(()) = watch.progress(&last) {
@@ -234,15 +298,21 @@ fn prepare_and_commit(
 }
 
 /// Steps 5 and 6.
-fn finish(
+pub(crate) fn finish(
     storage: &dyn Storage,
     vmx: &StoragePath,
     record: &Record,
     material: &Material,
+    keys: &mut dyn KeySource,
     ending: Ending,
 ) -> Result<Outcome, Error> {
-    let files = publish::publish(storage, record)
-        .and_then(|files| Record::remove(storage, vmx).map(|()| files))
+    let published = match record.in_place {
+        None => publish::publish(storage, record),
+        // Small files may have been edited while the data was converted.
+        Some(_) => publish::complete(storage, record, material, keys, Changes::Keep),
+    };
+    let files = published
+        .and_then(|files| remove_record(storage, vmx).map(|()| files))
         .map_err(|source| Error::Incomplete { operation: record.operation, source: Box::new(source) })?;
     Ok(Outcome { operation: record.operation, ending, files, detached: detached(record, material) })
 }
@@ -257,12 +327,13 @@ fn detached(record: &Record, material: &Material) -> Vec<String> {
 }
 
 /// Undoes a failed operation, unless its commit point was passed.
-fn undo_after(storage: &dyn Storage, vmx: &StoragePath, record: &Record, error: Error) -> Error {
+pub(crate) fn undo_after(storage: &dyn Storage, vmx: &StoragePath, record: &Record, error: Error) -> Error {
     // What storage shows decides, not what this process believes: the replacement of the record may have happened before it failed.
     match Record::read(storage, vmx) {
         Ok(Some(found)) if found.claims().phase == Phase::Publish => {
             Error::Incomplete { operation: record.operation, source: Box::new(error) }
         }
+        Ok(Some(found)) if found.claims().phase != Phase::Prepare => interrupted(record.operation, error),
         Ok(_) => match undo(storage, vmx, record) {
             Ok(()) => error,
             Err(source) => Error::UndoFailed { cause: error.to_string(), source: Box::new(source) },
@@ -280,6 +351,12 @@ fn undo(storage: &dyn Storage, vmx: &StoragePath, record: &Record) -> Result<(),
             storage.sync_folder(&path.folder())?;
         }
     }
+    remove_record(storage, vmx)
+}
+
+/// Nothing is pending any longer. The record goes last: until then recovery knows what is to be done.
+fn remove_record(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
+    JournalFile::remove(storage, vmx)?;
     Record::remove(storage, vmx)
 }
 
@@ -323,12 +400,10 @@ fn check_keys_from_before(storage: &dyn Storage, vmx: &StoragePath, record: &Rec
 
 /// Refuses before the first byte what would fail at the last.
 fn check_room(storage: &dyn Storage, planned: &Plan) -> Result<(), Error> {
-    /// For the record, descriptors, the VMX and what a file system needs besides.
-    const SMALL_FILES_BYTES: u64 = 1 << 20;
     let Some(available_bytes) = storage.free_bytes()? else { return Ok(()) };
-    let needed_bytes = planned.convert_bytes().saturating_add(SMALL_FILES_BYTES);
+    let (needed_bytes, in_place) = (planned.room_bytes(), planned.strategy() != Strategy::Copy);
     if available_bytes < needed_bytes {
-        return Err(Error::NoRoom { operation: planned.operation(), needed_bytes, available_bytes });
+        return Err(Error::NoRoom { operation: planned.operation(), needed_bytes, available_bytes, in_place });
     }
     Ok(())
 }

@@ -164,6 +164,8 @@ pub struct Pending {
     pub operation: crate::Operation,
     /// Whether the commit point is behind it: then it can only be completed.
     pub committed: bool,
+    /// Whether data is half converted where it lies: undoing needs keys too.
+    pub converting: bool,
     /// Whether somebody is at work on it right now.
     pub running: bool,
     /// The KEKs that completing it needs.

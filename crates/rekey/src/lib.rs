@@ -12,12 +12,17 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod chain;
 mod compare;
 mod convert;
+mod convert_in_place;
 mod error;
 mod execute;
+mod in_place;
+mod fill;
 mod inventory;
+mod journal;
 mod material;
 mod plan;
 mod power;
@@ -25,6 +30,7 @@ mod prepare;
 mod progress;
 mod publish;
 mod record;
+mod recover;
 mod refusal;
 mod secrets;
 mod snapshots;
@@ -34,10 +40,13 @@ mod unlock;
 mod verify;
 mod vmx;
 
+pub use adopt::adopt;
 pub use error::{Error, ErrorKind};
 pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
+pub use fill::{count_unwritten, fill};
 pub use inventory::{Encryption, Inventory, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};
-pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, plan};
+pub use journal::Journal;
+pub use plan::{Disks, KekChange, Operation, Plan, Request, Step, Strategy, plan};
 pub use power::running;
 pub use progress::{Progress, Unwatched, Watch};
 pub use publish::Changes;

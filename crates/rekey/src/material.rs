@@ -67,7 +67,7 @@ impl Material {
 fn sides(operation: Operation, phase: Phase) -> [bool; 2] {
     match (operation, phase) {
         (Operation::Decrypt, _) => [true, false],
-        (Operation::DeepRecrypt, Phase::Prepare) => [true, true],
+        (Operation::DeepRecrypt, Phase::Prepare | Phase::Convert | Phase::Revert) => [true, true],
         // A shallow recrypt leaves the keys themselves as they are: either side holds them.
         (Operation::DeepRecrypt | Operation::Encrypt | Operation::ShallowRecrypt, _) => [false, true],
     }

@@ -10,6 +10,7 @@ use vmseal_disk::UnitSize;
 use vmseal_keys::{KeyId, ProviderName};
 
 use crate::inventory::{Encryption, Inventory, Pending, PowerState, Snapshots, VmDisk};
+use crate::journal::{Journal, Shape};
 use crate::refusal::{Reason, Refusal};
 
 /// What is wanted of a VM.
@@ -21,6 +22,8 @@ pub struct Request {
     pub(crate) unit: UnitSize,
     pub(crate) drop_recovery: bool,
     pub(crate) forget_detached: bool,
+    pub(crate) strategy: Strategy,
+    pub(crate) memory_bytes: u64,
 }
 
 impl Request {
@@ -32,6 +35,8 @@ impl Request {
             unit: UnitSize::B512,
             drop_recovery: false,
             forget_detached: false,
+            strategy: Strategy::Copy,
+            memory_bytes: 64 << 20,
         }
     }
 
@@ -76,6 +81,20 @@ impl Request {
         self
     }
 
+    /// How data is converted; [`Strategy::Copy`] otherwise.
+    #[must_use]
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// The memory that converting data in place may use; 64 MiB otherwise. Less than 128 KiB is taken as 128 KiB.
+    #[must_use]
+    pub fn memory_bytes(mut self, memory_bytes: u64) -> Self {
+        self.memory_bytes = memory_bytes;
+        self
+    }
+
     /// Lets a deep recrypt go on without the recovery password that the VM has: afterwards it has none.
     #[must_use]
     pub fn drop_recovery(mut self) -> Self {
@@ -116,6 +135,15 @@ impl fmt::Display for Operation {
     }
 }
 
+/// How the data of a disk is converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// A converted file beside each old one takes its place at the end. Until then the VM is untouched; there has to be room for it.
+    Copy,
+    /// The data is converted where it lies, with a journal. No room for a second copy is needed; undoing means converting back.
+    InPlace(Journal),
+}
+
 /// Which disks an encryption takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disks {
@@ -145,6 +173,33 @@ impl Plan {
     /// The VMX file of the VM, relative to the storage root.
     pub fn vmx(&self) -> &str {
         &self.vmx
+    }
+
+    /// How data is converted.
+    pub fn strategy(&self) -> Strategy {
+        self.request.strategy
+    }
+
+    /// The room that the operation needs on storage while it is under way, in bytes.
+    pub fn room_bytes(&self) -> u64 {
+        /// For the record, descriptors, the VMX and what a file system needs besides.
+        const SMALL_FILES_BYTES: u64 = 1 << 20;
+        let files = self.steps.iter().map(|step| match (step, self.strategy()) {
+            (Step::ConvertDisk { .. }, Strategy::InPlace(_)) => 0,
+            _ => step.convert_bytes(),
+        });
+        let journal = match self.strategy() {
+            Strategy::InPlace(mode) => Shape { mode, zone_bytes: self.zone_bytes() }.len_bytes(),
+            Strategy::Copy => 0,
+        };
+        files.sum::<u64>().saturating_add(journal).saturating_add(SMALL_FILES_BYTES)
+    }
+
+    /// The data that is converted in place between two syncs: three such zones are in memory, and some buffers.
+    pub(crate) fn zone_bytes(&self) -> u64 {
+        const ZONE_MIN: u64 = 32 << 10;
+        const ZONE_MAX: u64 = 1 << 30;
+        (self.request.memory_bytes / 4).clamp(ZONE_MIN, ZONE_MAX) & !(ZONE_MIN - 1)
     }
 
     /// What happens to the KEK.

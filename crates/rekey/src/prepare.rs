@@ -19,7 +19,7 @@ use crate::vmx::Entries;
 pub(crate) fn begin(storage: &dyn Storage, plan: &Plan, keys: &mut dyn KeySource) -> Result<(Record, Material), Error> {
     let vmx = StoragePath::new(plan.vmx())?;
     let mut rng = system_rng();
-    let mut record = Record::begin(plan.operation(), plan.vmx());
+    let mut record = Record::begin(plan.operation(), plan.vmx(), random_id(&mut rng)?);
     let entries = Entries::read_vmx(storage, &vmx)?;
     record.old_bundle = entries.bundle().map(str::to_owned);
     let old = record.old_bundle.as_deref().map(|list| open_bundle(list, plan.vmx(), keys)).transpose()?;
@@ -123,6 +123,7 @@ fn new_secrets<R: TryCryptoRng>(plan: &Plan, old: Option<&VmSecrets>, rng: &mut 
 struct NewDisk {
     id: DiskId,
     unit: UnitSize,
+    holes: HolePolicy,
     old_keys: Option<String>,
 }
 
@@ -142,7 +143,8 @@ fn begin_disk<R: TryCryptoRng>(
         let layout = DiskLayout::open(storage, &storage_path)?;
         layout.check_unit(unit)?;
         layout.check_files(storage)?;
-        return Ok((NewDisk { id: DiskId::from_bytes(random_id(rng)?), unit, old_keys: None }, None));
+        let id = DiskId::from_bytes(random_id(rng)?);
+        return Ok((NewDisk { id, unit, holes: HolePolicy::Zero, old_keys: None }, None));
     };
     // A wrapped DEK that was brought here from elsewhere carries an ID that this VM's bundle does not know.
     if !old_secrets.is_some_and(|secrets| secrets.has_disk(encryption.id())) {
@@ -150,10 +152,12 @@ fn begin_disk<R: TryCryptoRng>(
     }
     let dek = open_dek(&encryption, path, keys)?;
     if plan.operation() != Operation::ShallowRecrypt {
-        DiskLayout::open(storage, &storage_path)?.check_files(storage)?;
+        // What lies outside of it, as the LUKS header of a disk that was imported does, was in the clear before.
+        DiskLayout::open(storage, &storage_path)?.check_tables(storage)?;
     }
     let old_keys = Some(encryption.keys().to_string());
-    Ok((NewDisk { id: encryption.id(), unit: encryption.unit(), old_keys }, Some(dek)))
+    let (id, unit, holes) = (encryption.id(), encryption.unit(), encryption.holes());
+    Ok((NewDisk { id, unit, holes, old_keys }, Some(dek)))
 }
 
 impl NewDisk {
@@ -173,7 +177,7 @@ impl NewDisk {
         };
         let new_keys = match (wrapping, &new) {
             (Some(wrapping), Some(dek)) => {
-                let text = Encryption::dek_text(self.id, self.unit, HolePolicy::Zero, dek);
+                let text = Encryption::dek_text(self.id, self.unit, self.holes, dek);
                 Some(wrapping.lock(&text, self.old_keys.as_deref(), path, rng)?.to_string())
             }
             _ => None,
@@ -182,6 +186,8 @@ impl NewDisk {
             descriptor: path.to_owned(),
             id: self.id.to_string(),
             unit: self.unit.bytes(),
+            old_filled: self.holes == HolePolicy::Fill,
+            new_filled: self.holes == HolePolicy::Fill,
             old_keys: self.old_keys.clone(),
             new_keys,
         };

@@ -14,6 +14,13 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+impl Progress {
+    /// A report about `file`.
+    pub fn new(file: &str, done_bytes: u64, total_bytes: u64) -> Self {
+        Self { file: file.to_owned(), done_bytes, total_bytes }
+    }
+}
+
 /// Is told of progress and may stop the operation. A stopped operation can be resumed or rolled back.
 pub trait Watch {
     /// Called often; `Break` stops the operation at the next safe point.

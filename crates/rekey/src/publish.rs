@@ -10,6 +10,7 @@ use crate::compare;
 use crate::error::Error;
 use crate::material::Material;
 use crate::record::{DiskRecord, Patch, Record, Role, Sample, Staged, staged_path};
+use crate::recover::Damage;
 use crate::secrets::hex;
 use crate::stage::{embedded, has_changed, new_descriptor, new_vmx, put};
 use crate::vmx::Entries;
@@ -24,6 +25,15 @@ pub enum Changes {
     Discard,
     /// Stop and say which file it is.
     Keep,
+}
+
+impl From<Changes> for Damage {
+    fn from(changes: Changes) -> Self {
+        match changes {
+            Changes::Discard => Self::Accept,
+            Changes::Keep => Self::Refuse,
+        }
+    }
 }
 
 /// Puts every successor in its place, right after the commit. Returns the files that have changed.
@@ -80,7 +90,8 @@ fn sync(storage: &dyn Storage, record: &Record) -> Result<Vec<String>, Error> {
         }
     }
     let staged = record.staged.iter().map(|staged| staged.target.clone());
-    Ok(staged.chain(record.patches.iter().map(|patch| patch.target.clone())).collect())
+    let in_place = record.in_place.iter().flat_map(|in_place| &in_place.extents).map(|extent| extent.target.clone());
+    Ok(staged.chain(in_place).chain(record.patches.iter().map(|patch| patch.target.clone())).collect())
 }
 
 /// Whether a file has the keys from before the operation or those from after it.

@@ -18,11 +18,12 @@ use vmseal_storage::{Storage, StoragePath};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+use crate::journal::{Journal, JournalKey, Shape};
 use crate::plan::Operation;
 use crate::secrets::{VmSecrets, hex};
 
 /// The version of the record that this library writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// No record is longer: 4096 disks with several wrapped keys each fit.
 const LEN_MAX: u64 = 16 << 20;
 /// What is appended to the name of the VMX.
@@ -36,6 +37,10 @@ const STAGED_SUFFIX: &str = ".vmseal-new";
 pub(crate) enum Phase {
     /// New files are written beside the old ones; the VM is unchanged.
     Prepare,
+    /// Data is converted where it lies.
+    Convert,
+    /// What was converted where it lies is put back.
+    Revert,
     /// The new files are complete and take the place of the old ones.
     Publish,
 }
@@ -45,6 +50,8 @@ pub(crate) enum Phase {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
     version: u32,
+    /// Random, 32 hexadecimal digits: no two operations have the same.
+    id: String,
     pub(crate) operation: Operation,
     pub(crate) phase: Phase,
     pub(crate) vmx: String,
@@ -59,6 +66,46 @@ pub(crate) struct Record {
     pub(crate) staged: Vec<Staged>,
     /// Descriptors that lie inside an extent and are overwritten there (shallow recrypt).
     pub(crate) patches: Vec<Patch>,
+    /// The data that is converted where it lies; without this, extents have successors.
+    pub(crate) in_place: Option<InPlace>,
+}
+
+/// A conversion in place.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InPlace {
+    pub(crate) journal: Journal,
+    pub(crate) zone_bytes: u64,
+    /// The extents, in the order in which they are converted.
+    pub(crate) extents: Vec<InPlaceExtent>,
+    /// In phase `revert`: up to where data had been converted.
+    pub(crate) limit: Option<Frontier>,
+}
+
+impl InPlace {
+    /// The shape of its journal.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape { mode: self.journal, zone_bytes: self.zone_bytes }
+    }
+}
+
+/// An extent that is converted where it lies.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InPlaceExtent {
+    pub(crate) target: String,
+    /// The index of its disk.
+    pub(crate) disk: usize,
+}
+
+/// A place in the data that is converted in place.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Frontier {
+    /// The index of the extent.
+    pub(crate) file: u32,
+    /// The byte in it.
+    pub(crate) offset: u64,
 }
 
 /// A disk in an operation.
@@ -68,6 +115,11 @@ pub(crate) struct DiskRecord {
     pub(crate) descriptor: String,
     pub(crate) id: String,
     pub(crate) unit: u32,
+    /// Whether its hole policy was `fill` with the old keys, and will be with the new ones.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) old_filled: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) new_filled: bool,
     pub(crate) old_keys: Option<String>,
     pub(crate) new_keys: Option<String>,
 }
@@ -78,8 +130,11 @@ impl DiskRecord {
         let damaged = |what: String| Error::RecordDamaged { path: self.descriptor.clone(), what };
         let id = DiskId::from_hex(&self.id)
             .ok_or_else(|| damaged("the disk's ID is not 32 hexadecimal digits".to_owned()))?;
+        // No two lists are the same: each has its own random IVs.
+        let filled = if self.new_keys.as_deref() == Some(keys) { self.new_filled } else { self.old_filled };
+        let holes = if filled { HolePolicy::Fill } else { HolePolicy::Zero };
         let keys = KeyList::parse(keys).map_err(|source| damaged(source.to_string()))?;
-        Ok(Encryption::new(id, self.unit()?, HolePolicy::Zero, keys))
+        Ok(Encryption::new(id, self.unit()?, holes, keys))
     }
 
     /// The data unit.
@@ -156,9 +211,10 @@ pub(crate) struct Patch {
 
 impl Record {
     /// A record of an operation that begins.
-    pub(crate) fn begin(operation: Operation, vmx: &str) -> Self {
+    pub(crate) fn begin(operation: Operation, vmx: &str, id: [u8; 16]) -> Self {
         Self {
             version: VERSION,
+            id: hex(&id),
             operation,
             phase: Phase::Prepare,
             vmx: vmx.to_owned(),
@@ -168,6 +224,7 @@ impl Record {
             files: Vec::new(),
             staged: Vec::new(),
             patches: Vec::new(),
+            in_place: None,
         }
     }
 
@@ -177,6 +234,15 @@ impl Record {
             path: format!("{}{SUFFIX}", self.vmx),
             what: "it names a disk that it does not have".to_owned(),
         })
+    }
+
+    /// The keys of the operation's journal.
+    pub(crate) fn journal_key(&self, key: &RecordKey) -> Result<JournalKey, Error> {
+        let id = u128::from_str_radix(&self.id, 16).map_err(|_| Error::RecordDamaged {
+            path: format!("{}{SUFFIX}", self.vmx),
+            what: "its ID is not 32 hexadecimal digits".to_owned(),
+        })?;
+        JournalKey::derive(&key.0, id.to_be_bytes())
     }
 
     /// Where the record of a VM lies.
@@ -260,6 +326,10 @@ fn parse(bytes: &[u8], vmx: &str) -> Result<Unverified, String> {
         .filter_map(|pair| core::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect();
     Ok(Unverified { record, body: body.to_owned(), mac })
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The key that authenticates the record of one operation.

@@ -9,7 +9,7 @@ use vmseal_keys::{Context, Purpose, system_rng};
 use vmseal_storage::{Access, File, Storage, StoragePath};
 use zeroize::Zeroizing;
 
-use crate::convert::Conversion;
+use crate::convert::{Conversion, workers};
 use crate::error::Error;
 use crate::material::Material;
 use crate::plan::Operation;
@@ -56,7 +56,7 @@ pub(crate) fn jobs(storage: &dyn Storage, record: &Record) -> Result<Vec<Job>, E
     let mut jobs = Vec::new();
     for (disk, entry) in record.disks.iter().enumerate() {
         let path = StoragePath::new(&entry.descriptor)?;
-        if record.operation != Operation::ShallowRecrypt {
+        if record.operation != Operation::ShallowRecrypt && record.in_place.is_none() {
             let layout = std::sync::Arc::new(DiskLayout::open(storage, &path)?);
             for target in layout.files() {
                 let len_bytes = len(storage, &target)?;
@@ -100,10 +100,10 @@ pub(crate) fn staged(storage: &dyn Storage, jobs: &[Job]) -> Result<Vec<Staged>,
         .collect()
 }
 
-/// The descriptors inside extents that a shallow recrypt overwrites.
+/// The descriptors inside extents that a shallow recrypt or a conversion in place overwrites.
 pub(crate) fn patches(storage: &dyn Storage, record: &Record) -> Result<Vec<Patch>, Error> {
     let mut patches = Vec::new();
-    if record.operation != Operation::ShallowRecrypt {
+    if record.operation != Operation::ShallowRecrypt && record.in_place.is_none() {
         return Ok(patches);
     }
     for entry in &record.disks {
@@ -250,7 +250,8 @@ fn write_extent(
     source.sync()?;
     let transform = material.transform(disk, record.disks[disk].unit()?)?;
     let done_bytes = record.staged[index].done_bytes;
-    let conversion = Conversion { source: source.as_ref(), target, transform: &transform, done_bytes };
+    let workers = workers(storage);
+    let conversion = Conversion { source: source.as_ref(), target, transform: &transform, done_bytes, workers };
     let mut checkpoint = |durable: u64| {
         record.staged[index].done_bytes = durable;
         record.write(storage, key)

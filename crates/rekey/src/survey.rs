@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmseal_disk::DiskLayout;
 use vmseal_formats::{Descriptor, KeyList, envelope};
+use vmseal_keys::KeyId;
 use vmseal_storage::{Access, Kind, LockMode, Storage, StoragePath};
 
 use crate::chain;
@@ -74,18 +75,23 @@ pub fn survey_disk(storage: &dyn Storage, path: &StoragePath) -> Result<VmDisk, 
 pub fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pending>, Error> {
     let Some(record) = Record::read(storage, vmx)? else { return Ok(None) };
     let claims = record.claims();
-    let list = match claims.operation {
-        Operation::Decrypt => &claims.old_bundle,
-        _ => &claims.new_bundle,
+    let lists = match (claims.operation, claims.phase) {
+        (Operation::Decrypt, _) => [&claims.old_bundle, &None],
+        (Operation::DeepRecrypt, Phase::Prepare | Phase::Convert | Phase::Revert) => {
+            [&claims.new_bundle, &claims.old_bundle]
+        }
+        _ => [&claims.new_bundle, &None],
     };
-    let key_ids =
-        list.as_deref().and_then(|list| KeyList::parse(list).ok()).map_or_else(Vec::new, |list| list.key_ids());
+    let lists = lists.into_iter().flatten().filter_map(|list| KeyList::parse(list).ok());
+    let mut key_ids: Vec<KeyId> = lists.flat_map(|list| list.key_ids()).collect();
+    key_ids.dedup();
     // Whoever works on the VM holds its lock. Storage that gives none here cannot be worked on either.
     let lock = storage.lock(&lock_path(vmx), LockMode::Shared);
     Ok(Some(Pending {
         record: Record::path(vmx).to_string(),
         operation: claims.operation,
         committed: claims.phase == Phase::Publish,
+        converting: matches!(claims.phase, Phase::Convert | Phase::Revert),
         running: matches!(lock, Err(vmseal_storage::Error::Locked { .. })),
         key_ids,
     }))

@@ -1,6 +1,6 @@
 //! Opens an encrypted VM with the keys of its provider.
 
-use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption};
+use vmseal_disk::{Disk, DiskCipher, Encryption};
 use vmseal_formats::envelope;
 use vmseal_keys::KeySource;
 use vmseal_storage::{Access, Storage, StoragePath};
@@ -37,10 +37,10 @@ pub fn unlock(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn KeySource
     Ok(Unlocked { vmx: vmx.clone(), secrets })
 }
 
-/// Opens a disk of the VM that is in the clear, by the path of its descriptor relative to the storage root.
+/// Opens a disk of the VM that is in the clear, with all of its parents, by the path of its descriptor relative to the storage root.
 ///
 /// # Errors
-/// [`Error::Pending`] where an operation has to end first; [`Error::Disk`] where the disk is encrypted.
+/// [`Error::Pending`] where an operation has to end first; [`Error::Disk`] where the disk or a parent is encrypted, or the chain broken.
 pub fn open_plain_disk<'s>(
     storage: &'s dyn Storage,
     vmx: &StoragePath,
@@ -49,7 +49,7 @@ pub fn open_plain_disk<'s>(
 ) -> Result<Disk<'s>, Error> {
     let lock = (access == Access::ReadWrite).then(|| lock_shared(storage, vmx)).transpose()?;
     check_nothing_pending(storage, vmx)?;
-    let disk = Disk::open(storage, path, None, access)?;
+    let disk = Disk::open_chain::<Error>(storage, path, access, &mut |_, _| Ok(None))?;
     Ok(match lock {
         Some(lock) => disk.holding(lock),
         None => disk,
@@ -67,10 +67,12 @@ impl Unlocked {
         &self.secrets
     }
 
-    /// Opens one of the VM's disks, by the path of its descriptor relative to the storage root. A disk in the clear is opened as it is.
+    /// Opens one of the VM's disks with all of its parents, by the path of its descriptor relative to the storage root. Each link is opened with
+    /// its own keys; writes go to the disk itself, never to a parent. A disk in the clear is opened as it is.
     ///
     /// # Errors
-    /// [`Error::WrongDisk`] where the disk's keys are another disk's; [`Error::WrongKey`] where no key opens them.
+    /// [`Error::WrongDisk`] where the keys of a link are another disk's; [`Error::WrongKey`] where no key opens them; [`Error::Disk`] where the
+    /// chain is broken, or some links are encrypted and some are not.
     pub fn open_disk<'s>(
         &self,
         storage: &'s dyn Storage,
@@ -87,22 +89,53 @@ impl Unlocked {
                 Some(lock)
             }
         };
-        let (descriptor, _) = DiskLayout::read_descriptor(storage, path)?;
-        let cipher = match Encryption::from_descriptor(&descriptor)? {
-            None => None,
-            Some(encryption) => {
-                let known = self.secrets.disk_id(path.as_str());
-                if !self.secrets.has_disk(encryption.id()) || known.is_some_and(|id| id != encryption.id()) {
-                    return Err(Error::WrongDisk { path: path.to_string() });
-                }
-                Some(DiskCipher::new(&open_dek(&encryption, path.as_str(), keys)?, encryption.unit())?)
-            }
-        };
-        let disk = Disk::open(storage, path, cipher, access)?;
+        let disk =
+            Disk::open_chain(storage, path, access, &mut |link, encryption| self.cipher(link, encryption, keys))?;
         Ok(match lock {
             Some(lock) => disk.holding(lock),
             None => disk,
         })
+    }
+
+    /// Opens what is left of one of the VM's damaged disks, for reading: see [`Disk::open_salvage`].
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk), but for what is wrong with the chain and the extents.
+    pub fn open_salvage<'s>(
+        &self,
+        storage: &'s dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<Disk<'s>, Error> {
+        Disk::open_salvage(storage, path, &mut |link, encryption| self.cipher(link, encryption, keys))
+    }
+
+    /// The cipher of a link, by its own locator list. Every encrypted link has to be one of the VM's.
+    fn cipher(
+        &self,
+        path: &StoragePath,
+        encryption: Option<&Encryption>,
+        keys: &mut dyn KeySource,
+    ) -> Result<Option<DiskCipher>, Error> {
+        let Some(encryption) = encryption else { return Ok(None) };
+        let known = self.secrets.disk_id(path.as_str());
+        if !self.secrets.has_disk(encryption.id()) || known.is_some_and(|id| id != encryption.id()) {
+            return Err(Error::WrongDisk { path: path.to_string() });
+        }
+        Ok(Some(DiskCipher::new(&open_dek(encryption, path.as_str(), keys)?, encryption.unit())?))
+    }
+
+    /// What one of the VM's encrypted disks says of its encryption, and its DEK, for what enciphers elsewhere.
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk); [`Error::DiskRefused`] for disks in the clear and links of a snapshot.
+    pub fn disk_key(
+        &self,
+        storage: &dyn Storage,
+        path: &StoragePath,
+        keys: &mut dyn KeySource,
+    ) -> Result<(vmseal_disk::Encryption, vmseal_keys::Dek), Error> {
+        crate::fill::open_disk(storage, &self.secrets, path, keys)
     }
 
     /// The content of a VM file (NVRAM), taken out of its envelope.

@@ -25,6 +25,8 @@
 //! # Ok::<(), vmseal_storage::Error>(())
 //! ```
 //!
+//! With the feature `testing` there is also a storage that fails wherever a test wants it: `testing::Simulated`.
+//!
 //! It does not protect against someone who writes to the same files: locks are advisory.
 
 #![forbid(unsafe_code)]
@@ -37,6 +39,8 @@ mod local_lock;
 mod memory;
 mod path;
 mod storage;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::Error;
 #[cfg(unix)]

@@ -9,7 +9,7 @@ use crate::path::StoragePath;
 use crate::storage::{Access, File, Kind, Lock, LockMode, Metadata, Storage};
 
 /// Holes are kept in blocks of this size, as file systems do.
-const BLOCK_LEN: u64 = 4096;
+pub(crate) const BLOCK_LEN: u64 = 4096;
 
 /// A storage in memory. A clone is another handle of the same storage.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +58,7 @@ impl Tree {
 }
 
 /// A thread that panicked has not left a half-done change: each is made under one lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -198,7 +198,7 @@ impl MemoryFile {
 }
 
 /// The parts of a range, block by block: block number, range inside the block.
-fn blocks(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+pub(crate) fn blocks(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
     let mut at = range.start;
     core::iter::from_fn(move || {
         if at >= range.end {

@@ -1,6 +1,7 @@
 //! The seam between vmseal and whatever holds the bytes.
 
 use core::fmt;
+use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use crate::error::Error;
@@ -78,6 +79,11 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// [`Error::Io`].
     fn free_bytes(&self) -> Result<Option<u64>, Error>;
+
+    /// How many reads and writes at once the storage wants at most; `None` where as many as there are processors are right.
+    fn requests_max(&self) -> Option<NonZeroUsize> {
+        None
+    }
 
     /// Reads a whole file of at most `limit_bytes`.
     ///

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test")]
 
+use vmseal_storage::testing::Simulated;
 use vmseal_storage::{Access, Error, File, Kind, LocalDir, LockMode, Memory, Storage, StoragePath};
 
 fn each(test: impl Fn(&dyn Storage)) {
     test(&Memory::new());
+    test(&Simulated::new(1));
     let folder = tempfile::tempdir().unwrap();
     test(&LocalDir::open(folder.path()).unwrap());
 }

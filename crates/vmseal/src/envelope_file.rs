@@ -11,8 +11,8 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::file_error::FileError;
 use crate::output_file::NewFile;
 
-/// So much is read, worked through and written at a time.
-const PIECE_LEN: usize = 1 << 20;
+/// So much is read, worked through and written at a time: what is read and what comes of it stay in the second cache.
+const PIECE_LEN: usize = 256 << 10;
 /// A keystore is some hundred bytes.
 const KEYSTORE_LEN_MAX: u64 = 1 << 20;
 /// What the length of a header is read from.
@@ -109,12 +109,11 @@ impl<R: Read> EnvelopeFile<R> {
     ) -> Result<u64, FileError> {
         let format = FileError::format(&self.path);
         let mut opener = Opener::new(key, aad, &self.header).map_err(&format)?;
-        let mut data = Zeroizing::new(Vec::with_capacity(PIECE_LEN + HEADER_START_LEN));
         let mut piece = core::mem::take(&mut self.start);
+        let mut data = Zeroizing::new(vec![0; PIECE_LEN.max(piece.len())]);
         loop {
-            data.zeroize();
-            opener.update(&piece, &mut data).map_err(&format)?;
-            sink(&data)?;
+            let len = opener.update(&piece, &mut data).map_err(&format)?;
+            sink(&data[..len])?;
             piece.clear();
             if fill(&self.path, &mut self.source, &mut piece, PIECE_LEN)? == 0 {
                 return opener.finish().map_err(&format);

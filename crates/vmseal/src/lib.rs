@@ -50,19 +50,22 @@
 #![forbid(unsafe_code)]
 
 mod attached_to;
-#[cfg(feature = "nbd")]
-mod disk_holes;
 pub mod envelope_file;
 mod file_error;
+mod luks_export;
+mod luks_import;
 #[cfg(feature = "nbd")]
 pub mod nbd;
 mod output_file;
 mod report;
+pub mod transfer;
 mod vm;
 mod vmx_file;
 
 pub use file_error::FileError;
-pub use output_file::write_new;
+pub use luks_export::{LuksVersion, UnwrittenUnits};
+pub use luks_import::{LuksImport, LuksImported};
+pub use output_file::{write_new, write_secret};
 pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
 pub use vmseal_disk::{Disk, NewDisk, NewDiskType, UnitSize};
@@ -72,10 +75,10 @@ pub use vmseal_keys::key_safe_pair::PairCipher;
 pub use vmseal_keys::{FileKey, Kek, KeyId, KeySource, KeySourceError, ProviderName};
 pub use vmseal_providers::{Error as ProviderError, LocalProviders, ProviderInfo};
 pub use vmseal_rekey::{
-    Disks, Ending, Error, ErrorKind, Inventory, KekChange, Operation, Outcome, Pending, Plan, Progress, Reason,
-    Refusal, Request, Step, Unwatched, Verified, Watch,
+    Disks, Ending, Error, ErrorKind, Inventory, Journal, KekChange, Operation, Outcome, Pending, Plan, Progress,
+    Reason, Refusal, Request, Step, Strategy, Unwatched, Verified, Watch,
 };
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
-pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};
+pub use vmseal_storage::{Access, Error as StorageError, Memory, Storage, StoragePath};
 pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};

@@ -14,6 +14,21 @@ pub fn write_new(storage: &dyn Storage, path: &StoragePath, contents: &[u8], rep
     Ok(storage.replace(path, contents)?)
 }
 
+/// The same for what holds a secret: also where it replaces a file it is readable by its owner alone.
+///
+/// # Errors
+/// As [`write_new`].
+pub fn write_secret(
+    storage: &dyn Storage,
+    path: &StoragePath,
+    contents: &[u8],
+    replace: bool,
+) -> Result<(), FileError> {
+    let mut file = NewFile::begin(storage, path, replace)?;
+    file.write(contents)?;
+    file.complete(contents.len() as u64)
+}
+
 /// A file that is written beside its place, readable by its owner alone, until it is complete. Dropped before that, nothing is left of it.
 pub(crate) struct NewFile<'s> {
     storage: &'s dyn Storage,

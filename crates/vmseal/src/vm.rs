@@ -13,8 +13,8 @@ use crate::report::Report;
 /// It holds no key and reads storage anew at each call, so that it never tells what was true a moment ago.
 #[derive(Clone)]
 pub struct Vm<'s> {
-    storage: &'s dyn Storage,
-    vmx: StoragePath,
+    pub(crate) storage: &'s dyn Storage,
+    pub(crate) vmx: StoragePath,
 }
 
 impl<'s> Vm<'s> {
@@ -90,12 +90,13 @@ impl<'s> Vm<'s> {
         vmseal_rekey::pending(self.storage, &self.vmx)
     }
 
-    /// Undoes the operation that was interrupted; needs no key.
+    /// Undoes the operation that was interrupted. Keys are asked for only where data was being converted in place
+    /// ([`Pending::converting`]): it is converted back.
     ///
     /// # Errors
-    /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed.
-    pub fn rollback(&self) -> Result<Outcome, Error> {
-        vmseal_rekey::rollback(self.storage, &self.vmx)
+    /// [`Error::NothingPending`]; [`Error::Committed`] where it can only be completed; see [`vmseal_rekey::rollback`].
+    pub fn rollback(&self, keys: &mut impl KeySource, mut watch: impl Watch) -> Result<Outcome, Error> {
+        vmseal_rekey::rollback(self.storage, &self.vmx, keys, &mut watch, Changes::Keep)
     }
 
     /// Checks that every key unwraps, every disk is whole and nothing is pending.
@@ -115,12 +116,20 @@ impl<'s> Vm<'s> {
         Ok(UnlockedVm { storage: self.storage, unlocked, keys })
     }
 
-    /// Opens a disk that is in the clear for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk that is in the clear for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
+    /// Where the disk or a parent is encrypted, missing or damaged; [`Error::Pending`] where an operation has to end first.
     pub fn open_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
         vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
+    }
+
+    /// Opens what is left of a damaged disk that is in the clear, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// Where there is nothing to go by: the descriptor, or that of a parent, cannot be understood or says that the disk is encrypted.
+    pub fn open_damaged_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
+        Disk::open_salvage(self.storage, &StoragePath::new(path)?, &mut |_, _| Ok(None))
     }
 
     /// The same for reading and writing. For as long as it is open no operation on the VM begins.
@@ -164,20 +173,28 @@ pub struct UnlockedVm<'v> {
 }
 
 impl<'v> UnlockedVm<'v> {
-    /// Opens a disk for reading, by its descriptor's path relative to the storage root.
+    /// Opens a disk for reading, with all of its parents, by its descriptor's path relative to the storage root.
     ///
     /// # Errors
-    /// Where the disk is missing, damaged, another VM's, or not opened by the keys.
+    /// Where the disk or a parent is missing, damaged, another VM's, or not opened by the keys; where some links are encrypted and some are not.
     pub fn open_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::Read)
     }
 
-    /// Opens a disk for reading and writing. For as long as it is open no operation on the VM begins.
+    /// Opens a disk for reading and writing; parents are never written. For as long as it is open no operation on the VM begins.
     ///
     /// # Errors
     /// As [`open_disk`](Self::open_disk); where an operation is at work or pending.
     pub fn open_disk_for_writing(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::ReadWrite)
+    }
+
+    /// Opens what is left of a damaged disk, for reading with [`Disk::salvage_read`].
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk), but for what is missing or damaged.
+    pub fn open_damaged_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
+        self.unlocked.open_salvage(self.storage, &StoragePath::new(path)?, self.keys)
     }
 
     /// The content of a VM file, such as the NVRAM.

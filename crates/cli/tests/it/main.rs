@@ -7,6 +7,7 @@ mod envelope;
 mod faults;
 mod kill;
 mod life;
+mod luks;
 mod peers;
 mod refusals;
 mod secrets;

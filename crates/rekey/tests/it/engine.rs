@@ -127,6 +127,11 @@ fn storage_without_holes_and_versions_will_do() {
     assert_content(&storage, &mut keys);
 }
 
+/// Undoes what is pending.
+pub(crate) fn undo(storage: &dyn Storage, keys: &mut TestKeys) -> Result<vmseal_rekey::Outcome, Error> {
+    rollback(storage, &vmx(), keys, &mut Unwatched, Changes::Keep)
+}
+
 /// Executes `request` and stops it at the report with the number `at`.
 pub(crate) fn stop_at(storage: &dyn Storage, request: &Request, keys: &mut TestKeys, at: usize) {
     let planned = plan(&survey(storage, &vmx()).unwrap(), request).unwrap();
@@ -153,9 +158,9 @@ fn what_was_stopped_is_completed_or_undone() {
         let refusal = plan(&survey(&storage, &vmx()).unwrap(), &Request::decrypt()).unwrap_err();
         assert!(matches!(refusal.reasons[..], [Reason::Pending { committed: false, .. }]));
 
-        assert_eq!(rollback(&storage, &vmx()).unwrap().ending, Ending::RolledBack);
+        assert_eq!(undo(&storage, &mut keys).unwrap().ending, Ending::RolledBack);
         assert_eq!(files(&storage), before);
-        assert!(matches!(rollback(&storage, &vmx()), Err(Error::NothingPending { .. })));
+        assert!(matches!(undo(&storage, &mut keys), Err(Error::NothingPending { .. })));
 
         stop_at(&storage, &Request::deep_recrypt(), &mut keys, at);
         assert_eq!(resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep).unwrap().ending, Ending::Resumed);

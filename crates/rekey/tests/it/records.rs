@@ -1,10 +1,10 @@
 //! Records that nobody who has the keys wrote: none is followed.
 
 use vmseal_keys::TestKeys;
-use vmseal_rekey::{Changes, Error, ErrorKind, Request, Unwatched, resume, rollback, survey};
+use vmseal_rekey::{Changes, Error, ErrorKind, Request, Unwatched, resume, survey};
 use vmseal_storage::{Memory, Storage};
 
-use crate::engine::stop_at;
+use crate::engine::{stop_at, undo};
 use crate::testing::{assert_content, encrypt, files, make, path, vmx};
 
 const RECORD: &str = "vms/web01/web01.vmx.vmseal";
@@ -56,14 +56,14 @@ fn a_damaged_record_is_named_and_left_alone() {
         for damaged in [
             record[..record.len() - 1 - cut].to_owned(),
             record[cut + 1..].to_owned(),
-            record.replacen("\"version\":1", "\"version\":2", 1),
+            record.replacen("\"version\":2", "\"version\":1", 1),
             record.replacen("web01.vmx", "other.vmx", 1),
             String::new(),
         ] {
             storage.replace(&path(RECORD), damaged.as_bytes()).unwrap();
             let before = files(&storage);
             for result in
-                [resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep), rollback(&storage, &vmx())]
+                [resume(&storage, &vmx(), &mut keys, &mut Unwatched, Changes::Keep), undo(&storage, &mut keys)]
             {
                 assert!(matches!(result, Err(Error::RecordDamaged { .. })), "{damaged}");
             }
@@ -84,7 +84,7 @@ fn a_record_of_an_earlier_generation_is_not_followed() {
     assert!(matches!(error, Error::ChangedSince { .. }), "{error}");
     assert_eq!(files(&storage), before);
     // Nor is it undone: the keys of the VM are not those from before it.
-    assert!(matches!(rollback(&storage, &vmx()), Err(Error::ChangedSince { .. })));
+    assert!(matches!(undo(&storage, &mut keys), Err(Error::ChangedSince { .. })));
     assert_eq!(files(&storage), before);
     storage.remove(&path(RECORD)).unwrap();
     assert_content(&storage, &mut keys);

@@ -1,6 +1,6 @@
 //! A VM in memory.
 
-use vmseal_disk::{NewDisk, NewDiskType};
+use vmseal_disk::{NewDisk, NewDiskType, UnitSize};
 use vmseal_keys::TestKeys;
 use vmseal_rekey::{Outcome, Request, Unwatched, execute, open_plain_disk, plan, survey, unlock};
 use vmseal_storage::{Access, Memory, Storage, StoragePath};
@@ -43,6 +43,15 @@ pub(crate) fn run(storage: &dyn Storage, request: &Request, keys: &mut TestKeys)
 
 pub(crate) fn encrypt(storage: &dyn Storage, keys: &mut TestKeys) {
     run(storage, &Request::encrypt(&TestKeys::provider("test")), keys);
+}
+
+/// The same with disks of a few zones.
+pub(crate) fn make_small(storage: &dyn Storage) {
+    make(storage);
+}
+
+pub(crate) fn encrypt_with(storage: &dyn Storage, keys: &mut TestKeys, unit: UnitSize) {
+    run(storage, &Request::encrypt(&TestKeys::provider("test")).unit_size(unit), keys);
 }
 
 /// The guest reads what it wrote, whatever the disks are.
