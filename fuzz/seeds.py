@@ -82,6 +82,8 @@ def luks2() -> bytes:
         copy[448:480] = hashlib.sha256(copy).digest()
         copies += copy
     return copies
+
+
 def nbd_option(option: int, data: bytes = b"") -> bytes:
     return b"IHAVEOPT" + option.to_bytes(4, "big") + len(data).to_bytes(4, "big") + data
 

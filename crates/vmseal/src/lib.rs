@@ -50,8 +50,6 @@
 #![forbid(unsafe_code)]
 
 mod attached_to;
-#[cfg(feature = "nbd")]
-mod disk_holes;
 pub mod envelope_file;
 mod file_error;
 mod luks_export;

@@ -26,12 +26,15 @@ use vmseal_keys::KeySource;
 use vmseal_rekey::PowerState;
 use vmseal_storage::{Error as StorageError, Lock, LockMode, StoragePath};
 
-use crate::disk_holes::{DISCARD_GIVES_ROOM_BACK, discard, each_piece, next_data};
 use crate::file_error::FileError;
 use crate::vm::Vm;
 
 /// Of a VM, as operations take it, and of a disk that is served: beside the VMX, and beside the descriptor.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
+
+/// What is made a hole at once, and what is written as zeros at once.
+const DISCARD_LEN: u64 = 64 << 20;
+const ZEROS_LEN: u64 = 1 << 20;
 
 /// What clients may do with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,26 +147,27 @@ impl Export for DiskExport<'_> {
     }
 
     fn trim(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
-        match DISCARD_GIVES_ROOM_BACK {
-            true => discard(&mut *self.write()?, offset, len_bytes).map_err(failed),
-            false => Ok(()),
-        }
+        self.write_zeroes(offset, len_bytes, true)
     }
 
     fn write_zeroes(&self, offset: u64, len_bytes: u64, may_trim: bool) -> io::Result<()> {
-        // Others get their turn in between.
-        each_piece(offset, len_bytes, |offset, len| match may_trim {
-            true => discard(&mut *self.write()?, offset, len as u64).map_err(failed),
-            false => self.write_at(&vec![0; len], offset),
-        })
-    }
-
-    fn zeroes_fast(&self) -> bool {
-        DISCARD_GIVES_ROOM_BACK
+        let piece_len = if may_trim { DISCARD_LEN } else { ZEROS_LEN };
+        let end = offset + len_bytes;
+        let mut at = offset;
+        while at < end {
+            // Others get their turn in between.
+            let piece_end = end.min((at / piece_len + 1) * piece_len);
+            match may_trim {
+                true => self.write()?.discard(at, piece_end - at).map_err(failed)?,
+                false => self.write_at(&vec![0; (piece_end - at) as usize], at)?,
+            }
+            at = piece_end;
+        }
+        Ok(())
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        next_data(&*self.read()?, offset).map_err(failed)
+        self.read()?.next_data(offset).map_err(failed)
     }
 }
 
