@@ -94,14 +94,17 @@ impl DiskLayout {
     /// [`Error::Format`] where a file cannot be understood, [`Error::ExtentTooShort`] where one is cut off, [`Error::Unsupported`] for other kinds
     /// of disks, [`Error::Storage`] where a file is missing.
     pub fn open(storage: &dyn Storage, path: &StoragePath) -> Result<Self, Error> {
+        let (descriptor, _) = Self::read_descriptor(storage, path)?;
+        // Told before the files are looked at: of a snapshot link nothing but its keys is ever touched.
+        let is_delta = |kind: &ExtentKind| matches!(kind, ExtentKind::VmfsSparse | ExtentKind::SeSparse);
+        if let Some(kind) = descriptor.extents().iter().map(|extent| extent.kind).find(is_delta) {
+            let what =
+                format!("extents of type {} are read and never converted; consolidate the snapshot first", kind.name());
+            return Err(Error::Unsupported { path: path.to_string(), what });
+        }
         let layout = Self::read(storage, path, None)?;
-        if let Some((file, header)) = layout.read_only_extent() {
-            let what = match header {
-                ReadOnlyHeader::Stream(_) => {
-                    "a streamOptimized disk is not encrypted in place; convert it to another type first".to_owned()
-                }
-                header => format!("{} is read and never converted; consolidate the snapshot first", header.name()),
-            };
+        if let Some((file, _)) = layout.read_only_extent() {
+            let what = "a streamOptimized disk is not encrypted in place; convert it to another type first".to_owned();
             return Err(Error::Unsupported { path: file.to_string(), what });
         }
         Ok(layout)

@@ -245,8 +245,8 @@ fn extents_that_are_missing_short_shared_or_outside_are_refused() {
         ("RW 4 FLAT \"a.vmdk\" 0\nRW 4 FLAT \"a.vmdk\" 3", "use the same bytes"),
         ("RW 4 FLAT \"../a.vmdk\" 0", "leads outside"),
         ("RW 4 FLAT \"/dev/sda\" 0", "absolute"),
-        ("RW 4 VMFSSPARSE \"a.vmdk\"", "a.vmdk"),
-        ("RW 4 SESPARSE \"a.vmdk\"", "a.vmdk"),
+        ("RW 4 VMFSSPARSE \"a.vmdk\"", "VMFSSPARSE"),
+        ("RW 4 SESPARSE \"a.vmdk\"", "SESPARSE"),
         ("RW 4 VMFSRAW \"a.vmdk\"", "VMFSRAW"),
         ("RW 4 SPARSE \"a.vmdk\"", "a.vmdk"),
     ];
