@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// Key providers of this machine
     #[command(subcommand)]
     Provider(ProviderCommand),
-    /// Tell what is encrypted, how, and under which key; needs no key
+    /// Tell of any file what it is, whether and how it is encrypted, and what opens it; needs no key
     Inspect(InspectArgs),
     /// Encrypt a VM: its disks and its files
     Encrypt(EncryptArgs),
@@ -48,13 +48,16 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     /// Check that every key unwraps, every disk is whole, and nothing is pending
     Verify(VerifyArgs),
-    /// Put a VMX that a password locks (Workstation, Fusion) into the clear
+    /// Put a VMX that a password or a provider's key locks (Workstation, Fusion, ESXi) into the clear
     Unlock(UnlockArgs),
     /// Lock a VMX with a password, as Workstation and Fusion do
     Lock(LockArgs),
     /// Read and change settings of a VMX, encrypted or not
     #[command(subcommand)]
     Vmx(VmxCommand),
+    /// Encrypted NVRAM, snapshots and memory of Workstation and Fusion VMs
+    #[command(subcommand)]
+    Vmfile(VmfileCommand),
     /// ESXi's envelopes: the host's configuration, core dumps
     #[command(subcommand)]
     Envelope(EnvelopeCommand),
@@ -84,6 +87,7 @@ impl Command {
             Self::Vmx(VmxCommand::Edit(_))
             | Self::Envelope(_)
             | Self::Coredump(_)
+            | Self::Vmfile(_)
             | Self::Unlock(_)
             | Self::Lock(_)
             | Self::Tour(_) => false,
@@ -126,7 +130,7 @@ pub(crate) struct Json {
 
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// VMX files, disk descriptors, or folders to look through
+    /// Files of any kind, or folders to look through
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -251,6 +255,21 @@ pub(crate) struct VerifyArgs {
     pub(crate) json: Json,
 }
 
+/// What opens a VMX. The key of a provider in the state folder is found by its ID.
+#[derive(Args, Debug)]
+pub(crate) struct VmxKeyArgs {
+    /// The file with the VMX's password; with `lock` the new one, with `--change-password` the old one (`-` is standard input; a terminal is
+    /// asked otherwise)
+    #[arg(long, value_name = "F")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The file with the provider's key itself: 32 bytes, 64 hexadecimal digits, or base64
+    #[arg(long, value_name = "F")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The password of the native provider that has the key, where it has one
+    #[arg(long, value_name = "F", conflicts_with = "key_file")]
+    pub(crate) provider_password_file: Option<PathBuf>,
+}
+
 /// Where a result goes that need not replace its input.
 #[derive(Args, Debug)]
 pub(crate) struct OutArgs {
@@ -267,9 +286,8 @@ pub(crate) struct UnlockArgs {
     /// The VMX (`-` is standard input)
     #[arg(value_name = "IN.vmx")]
     pub(crate) vmx: PathBuf,
-    /// The file with its password (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
     #[command(flatten)]
     pub(crate) out: OutArgs,
 }
@@ -279,9 +297,8 @@ pub(crate) struct LockArgs {
     /// The VMX (`-` is standard input)
     #[arg(value_name = "IN.vmx")]
     pub(crate) vmx: PathBuf,
-    /// The file with its password, the old one where it changes (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
     /// The cipher: products before Workstation 17.5 and Fusion 13.5 read AES-256 alone
     #[arg(long, value_enum, default_value = "XTS-AES-256", conflicts_with = "change_password")]
     pub(crate) cipher: VmxCipher,
@@ -321,9 +338,8 @@ pub(crate) struct VmxGetArgs {
     /// The setting
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
     #[command(flatten)]
     pub(crate) json: Json,
 }
@@ -336,9 +352,8 @@ pub(crate) struct VmxSetArgs {
     /// The settings, as `memsize=8192`
     #[arg(required = true, value_name = "NAME=VALUE")]
     pub(crate) settings: Vec<String>,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
     #[command(flatten)]
     pub(crate) json: Json,
 }
@@ -348,9 +363,8 @@ pub(crate) struct VmxEditArgs {
     /// The VMX
     #[arg(value_name = "VM.vmx")]
     pub(crate) vmx: PathBuf,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -387,7 +401,7 @@ pub(crate) struct EnvelopeExtractArgs {
     /// The output (`-` is standard output, which gets it when all of it has verified)
     #[arg(long, short, value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    /// The file with the key: 32 bytes, 64 hexadecimal digits, or base64
     #[arg(long, value_name = "F")]
     pub(crate) key_file: Option<PathBuf>,
     /// The host's keystore, in mode NONE
@@ -409,7 +423,7 @@ pub(crate) struct EnvelopeCreateArgs {
     /// The envelope (`-` is standard output)
     #[arg(long, short, value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    /// The file with the key: 32 bytes, 64 hexadecimal digits, or base64
     #[arg(long, value_name = "F")]
     pub(crate) key_file: PathBuf,
     /// What names the key in the envelope
@@ -431,9 +445,36 @@ pub(crate) struct CoredumpDecryptArgs {
     /// The output (`-` is standard output, which gets it when all of it has verified)
     #[arg(long, short, value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
+    /// The file with the key: 32 bytes, 64 hexadecimal digits, or base64
     #[arg(long, value_name = "F")]
     pub(crate) key_file: PathBuf,
+    /// Replace an output that is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmfileCommand {
+    /// Decrypt a .nvram, .vmsn, .vmss or .vmem with the key in the VM's VMX; nobody can authenticate it
+    Decrypt(VmfileDecryptArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VmfileDecryptArgs {
+    /// The encrypted file (`-` is standard input)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The VMX of its VM, locked or in the clear
+    #[arg(long, value_name = "VM.vmx")]
+    pub(crate) vm: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: VmxKeyArgs,
+    /// Expand memory (.vmem) to a flat image
+    #[arg(long)]
+    pub(crate) flat: bool,
+    /// The output (`-` is standard output)
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
     /// Replace an output that is there already
     #[arg(long)]
     pub(crate) force: bool,

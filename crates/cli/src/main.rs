@@ -8,6 +8,9 @@ mod editor;
 mod envelope;
 mod home;
 mod inspect;
+mod inspect_table;
+mod inspect_walk;
+mod key_file;
 mod keys;
 mod lock;
 mod operate;
@@ -21,13 +24,15 @@ mod tour;
 mod tour_check;
 mod tour_vm;
 mod vm_path;
+mod vmfile;
 mod vmx;
+mod vmx_keys;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
+use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmfileCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -43,15 +48,16 @@ fn main() -> ExitCode {
         Command::Recrypt(args) => operate::recrypt(&cli, args, &mut output),
         Command::Resume(args) => operate::resume(&cli, args, &mut output),
         Command::Verify(args) => operate::verify(&cli, args, &mut output),
-        Command::Unlock(args) => lock::unlock(args, &mut output),
-        Command::Lock(args) => lock::lock(args, &mut output),
-        Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
-        Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
-        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Unlock(args) => lock::unlock(&cli, args, &output),
+        Command::Lock(args) => lock::lock(&cli, args, &output),
+        Command::Vmx(VmxCommand::Get(args)) => vmx::get(&cli, args, &mut output),
+        Command::Vmx(VmxCommand::Set(args)) => vmx::set(&cli, args, &mut output),
+        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(&cli, args, &mut output),
         Command::Envelope(EnvelopeCommand::Describe(args)) => envelope::describe(args, &mut output),
         Command::Envelope(EnvelopeCommand::Extract(args)) => envelope::extract(args, &mut output),
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
         Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
+        Command::Vmfile(VmfileCommand::Decrypt(args)) => vmfile::decrypt(&cli, args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -50,12 +50,7 @@ pub(crate) fn ask(what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>, Failur
     prompt(what)
 }
 
-/// A password from its file, or from the terminal.
-pub(crate) fn from_file_or_ask(file: Option<&Path>, what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    file.map_or_else(|| ask(what, option), from_file)
-}
-
-/// The same for a password that is new, for which a terminal is asked twice.
+/// A new password from its file, or from the terminal, which is asked twice.
 pub(crate) fn new_from_file_or_ask(
     file: Option<&Path>,
     what: &str,

@@ -49,14 +49,25 @@
 
 #![forbid(unsafe_code)]
 
+mod catalogue;
+mod catalogue_disks;
+mod catalogue_vm_files;
+pub mod encrypted_object;
 pub mod envelope_file;
 mod file_error;
+mod given_keys;
+mod opened_by;
 mod output_file;
 mod report;
 mod vm;
 mod vmx_file;
+mod vmx_in_place;
+mod vmx_settings;
 
+pub use catalogue::{Catalogue, CatalogueEntry, inspect_file};
 pub use file_error::FileError;
+pub use given_keys::GivenKeys;
+pub use opened_by::OpenedBy;
 pub use output_file::write_new;
 pub use report::{DiskReport, FileReport, KeyIdReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
@@ -73,4 +84,6 @@ pub use vmseal_rekey::{
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
 pub use vmseal_storage::{Error as StorageError, Memory, Storage, StoragePath};
-pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};
+pub use vmx_file::{DataFileKey, VmxFile};
+pub use vmx_in_place::VmxInPlace;
+pub use vmx_settings::VmxSettings;

@@ -8,6 +8,8 @@ use vmseal_keys::KeyId;
 use vmseal_rekey::{Encryption, Error, Inventory, PowerState, Snapshots, VmDisk, VmFile, survey_disk};
 use vmseal_storage::{Storage, StoragePath};
 
+use crate::catalogue::inspect_file;
+
 /// The state of a VM's encryption. The fields' names are those of the JSON document.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -97,6 +99,9 @@ pub struct FileReport {
     pub len_bytes: u64,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// How, where something else than vmseal encrypted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
 }
 
 /// An operation that was interrupted.
@@ -124,7 +129,21 @@ impl DiskReport {
 }
 
 impl Report {
-    pub(crate) fn new(inventory: &Inventory) -> Self {
+    pub(crate) fn new(storage: &dyn Storage, inventory: &Inventory) -> Self {
+        let mut files: Vec<FileReport> = inventory.files.iter().map(FileReport::new).collect();
+        for file in files.iter_mut().filter(|file| !file.encrypted) {
+            file.foreign = foreign(storage, &file.path).map(|(_, method)| method);
+            file.encrypted = file.foreign.is_some();
+        }
+        let mut guest_memory = Vec::new();
+        for path in &inventory.guest_memory {
+            match foreign(storage, path) {
+                Some((len_bytes, method)) => {
+                    files.push(FileReport { path: path.clone(), len_bytes, encrypted: true, foreign: Some(method) });
+                }
+                None => guest_memory.push(path.clone()),
+            }
+        }
         let (power, power_evidence) = match &inventory.power {
             PowerState::Off => ("off", None),
             PowerState::On { evidence } => ("on", Some(format!("{evidence} is there"))),
@@ -142,8 +161,8 @@ impl Report {
             power_evidence,
             snapshot_count,
             disks: inventory.disks.iter().map(DiskReport::new).collect(),
-            files: inventory.files.iter().map(FileReport::new).collect(),
-            guest_memory: inventory.guest_memory.clone(),
+            files,
+            guest_memory,
             pending: inventory.pending.as_ref().map(|pending| PendingReport {
                 operation: pending.operation.to_string(),
                 committed: pending.committed,
@@ -196,8 +215,14 @@ impl DiskReport {
 
 impl FileReport {
     fn new(file: &VmFile) -> Self {
-        Self { path: file.path.clone(), len_bytes: file.len_bytes, encrypted: file.sealed }
+        Self { path: file.path.clone(), len_bytes: file.len_bytes, encrypted: file.sealed, foreign: None }
     }
+}
+
+/// The length of a file that something else than vmseal encrypted, and how.
+fn foreign(storage: &dyn Storage, path: &str) -> Option<(u64, String)> {
+    let entry = inspect_file(storage, &StoragePath::new(path).ok()?);
+    (entry.encryption == "foreign").then(|| (entry.len_bytes, entry.method.unwrap_or_default()))
 }
 
 impl fmt::Display for Report {
@@ -213,7 +238,11 @@ impl fmt::Display for Report {
             writeln!(f, "  disk        {disk}")?;
         }
         for file in &self.files {
-            let state = if file.encrypted { "encrypted (AES-256-GCM envelope)" } else { "not encrypted" };
+            let state = match &file.foreign {
+                Some(method) => format!("encrypted, not by vmseal ({method})"),
+                None if file.encrypted => "encrypted (AES-256-GCM envelope)".to_owned(),
+                None => "not encrypted".to_owned(),
+            };
             writeln!(f, "  file        {}  {}\n              {state}", file.path, Size(file.len_bytes))?;
         }
         for file in &self.guest_memory {
@@ -275,7 +304,7 @@ impl fmt::Display for State {
 }
 
 /// A size in the unit that people read.
-struct Size(u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,11 +5,14 @@
 mod committed;
 mod envelope;
 mod faults;
+mod inspect;
 mod kill;
 mod life;
 mod peers;
 mod refusals;
 mod secrets;
 mod testing;
+mod vmfile;
+mod vmx_keys;
 mod vmx_lock;
 mod vmx_settings;
