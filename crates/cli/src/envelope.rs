@@ -7,7 +7,7 @@ use serde::Serialize;
 use vmseal::envelope_file::{self, EnvelopeFile, EnvelopeSeal};
 use vmseal::{AttributeValue, FileError, FileKey, LocalDir, Storage, StoragePath};
 
-use crate::args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
+use crate::file_args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
 use crate::key_file;
 use crate::lock::{is_dash, one_stdin};
 use crate::output::{Output, hex};

@@ -6,7 +6,8 @@ use std::path::Path;
 use vmseal::{LocalDir, PairCipher, Storage, StoragePath, VmxFile, VmxInPlace, write_new};
 use zeroize::Zeroizing;
 
-use crate::args::{Cli, LockArgs, OutArgs, UnlockArgs, VmxCipher};
+use crate::args::Cli;
+use crate::file_args::{LockArgs, OutArgs, UnlockArgs, VmxCipher};
 use crate::output::Output;
 use crate::password;
 use crate::status::{Failure, Status};

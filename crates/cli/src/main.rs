@@ -6,6 +6,7 @@ mod args;
 mod difference;
 mod editor;
 mod envelope;
+mod file_args;
 mod home;
 mod inspect;
 mod inspect_table;
@@ -32,7 +33,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, CoredumpCommand, EnvelopeCommand, ProviderCommand, VmfileCommand, VmxCommand};
+use args::{Cli, Command, ProviderCommand};
+use file_args::{CoredumpCommand, EnvelopeCommand, VmfileCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {

@@ -5,8 +5,9 @@ use std::io::Write;
 use vmseal::encrypted_object::{EncryptedObject, Form};
 use vmseal::{FileError, LocalDir, StoragePath};
 
-use crate::args::{Cli, VmfileDecryptArgs};
+use crate::args::Cli;
 use crate::envelope::{Source, refuse_terminal, source};
+use crate::file_args::VmfileDecryptArgs;
 use crate::lock::{is_dash, one_stdin, read};
 use crate::output::Output;
 use crate::status::Failure;

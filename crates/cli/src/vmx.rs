@@ -3,9 +3,10 @@
 use serde::Serialize;
 use vmseal::{LocalDir, StoragePath, VmxInPlace};
 
-use crate::args::{Cli, VmxEditArgs, VmxGetArgs, VmxSetArgs};
+use crate::args::Cli;
 use crate::difference;
 use crate::editor::Draft;
+use crate::file_args::{VmxEditArgs, VmxGetArgs, VmxSetArgs};
 use crate::lock::{one_stdin, read};
 use crate::output::Output;
 use crate::progress::catch_interrupts;

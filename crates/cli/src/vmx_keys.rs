@@ -4,7 +4,8 @@ use std::path::Path;
 
 use vmseal::{GivenKeys, KeySource, Memory, Storage, VmxFile};
 
-use crate::args::{Cli, KeyArgs, VmxKeyArgs};
+use crate::args::{Cli, KeyArgs};
+use crate::file_args::VmxKeyArgs;
 use crate::home;
 use crate::key_file;
 use crate::keys;
