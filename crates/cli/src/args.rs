@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::file_args::{CoredumpCommand, EnvelopeCommand, LockArgs, UnlockArgs, VmfileCommand, VmxCommand};
 use crate::serve::ServeArgs;
 
 /// Encrypts virtual machines at rest, for any hypervisor, on any storage.
@@ -38,7 +39,7 @@ pub(crate) enum Command {
     /// Key providers of this machine
     #[command(subcommand)]
     Provider(ProviderCommand),
-    /// Tell what is encrypted, how, and under which key; needs no key
+    /// Tell of any file what it is, whether and how it is encrypted, and what opens it; needs no key
     Inspect(InspectArgs),
     /// Encrypt a VM: its disks and its files
     Encrypt(EncryptArgs),
@@ -50,7 +51,7 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     /// Check that every key unwraps, every disk is whole, and nothing is pending
     Verify(VerifyArgs),
-    /// Put a VMX that a password locks (Workstation, Fusion) into the clear
+    /// Put a VMX that a password or a provider's key locks (Workstation, Fusion, ESXi) into the clear
     Unlock(UnlockArgs),
     /// Lock a VMX with a password, as Workstation and Fusion do
     Lock(LockArgs),
@@ -60,6 +61,9 @@ pub(crate) enum Command {
     /// Single disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Encrypted NVRAM, snapshots and memory of Workstation and Fusion VMs
+    #[command(subcommand)]
+    Vmfile(VmfileCommand),
     /// ESXi's envelopes: the host's configuration, core dumps
     #[command(subcommand)]
     Envelope(EnvelopeCommand),
@@ -96,6 +100,7 @@ impl Command {
             Self::Vmx(VmxCommand::Edit(_))
             | Self::Envelope(_)
             | Self::Coredump(_)
+            | Self::Vmfile(_)
             | Self::Unlock(_)
             | Self::Lock(_)
             | Self::Tour(_) => false,
@@ -138,7 +143,7 @@ pub(crate) struct Json {
 
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// VMX files, disk descriptors, or folders to look through
+    /// Files of any kind, or folders to look through
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -285,108 +290,6 @@ pub(crate) struct VerifyArgs {
     pub(crate) json: Json,
 }
 
-/// Where a result goes that need not replace its input.
-#[derive(Args, Debug)]
-pub(crate) struct OutArgs {
-    /// The output (`-` is standard output); without it the file itself is replaced
-    #[arg(long, short, value_name = "OUT.vmx")]
-    pub(crate) output: Option<PathBuf>,
-    /// Replace an output that is there already
-    #[arg(long, requires = "output")]
-    pub(crate) force: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct UnlockArgs {
-    /// The VMX (`-` is standard input)
-    #[arg(value_name = "IN.vmx")]
-    pub(crate) vmx: PathBuf,
-    /// The file with its password (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) out: OutArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct LockArgs {
-    /// The VMX (`-` is standard input)
-    #[arg(value_name = "IN.vmx")]
-    pub(crate) vmx: PathBuf,
-    /// The file with its password, the old one where it changes (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
-    /// The cipher: products before Workstation 17.5 and Fusion 13.5 read AES-256 alone
-    #[arg(long, value_enum, default_value = "XTS-AES-256", conflicts_with = "change_password")]
-    pub(crate) cipher: VmxCipher,
-    /// Give a locked VMX another password; its settings stay encrypted as they are
-    #[arg(long)]
-    pub(crate) change_password: bool,
-    /// The file with the new password
-    #[arg(long, value_name = "NEW", requires = "change_password")]
-    pub(crate) new_password_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) out: OutArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum VmxCipher {
-    #[value(name = "XTS-AES-256")]
-    XtsAes256,
-    #[value(name = "AES-256")]
-    Aes256,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum VmxCommand {
-    /// Print the value of a setting
-    Get(VmxGetArgs),
-    /// Set settings where the VMX lies; the rest stays as it is
-    Set(VmxSetArgs),
-    /// Edit the settings with $VISUAL or $EDITOR, in memory, and lock them again
-    Edit(VmxEditArgs),
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct VmxGetArgs {
-    /// The VMX (`-` is standard input)
-    #[arg(value_name = "VM.vmx")]
-    pub(crate) vmx: PathBuf,
-    /// The setting
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) json: Json,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct VmxSetArgs {
-    /// The VMX
-    #[arg(value_name = "VM.vmx")]
-    pub(crate) vmx: PathBuf,
-    /// The settings, as `memsize=8192`
-    #[arg(required = true, value_name = "NAME=VALUE")]
-    pub(crate) settings: Vec<String>,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) json: Json,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct VmxEditArgs {
-    /// The VMX
-    #[arg(value_name = "VM.vmx")]
-    pub(crate) vmx: PathBuf,
-    /// The file with the VMX's password, where it has one (`-` is standard input; a terminal is asked otherwise)
-    #[arg(long, value_name = "F")]
-    pub(crate) password_file: Option<PathBuf>,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum DiskCommand {
     /// Write the decrypted virtual disk, the whole chain flattened, as a raw image
@@ -528,92 +431,6 @@ pub(crate) struct ImportLuksArgs {
     pub(crate) keys: KeyArgs,
     #[command(flatten)]
     pub(crate) json: Json,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum EnvelopeCommand {
-    /// Tell what an envelope says of itself; needs no key
-    Describe(EnvelopeDescribeArgs),
-    /// Decrypt an envelope; the output gets its name when the tag has verified
-    Extract(EnvelopeExtractArgs),
-    /// Seal a file into an envelope
-    Create(EnvelopeCreateArgs),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CoredumpCommand {
-    /// Decrypt a core dump of a monitor or a kernel (zdump)
-    Decrypt(CoredumpDecryptArgs),
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct EnvelopeDescribeArgs {
-    /// The envelope, or a core dump with one behind its header (`-` is standard input)
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    #[command(flatten)]
-    pub(crate) json: Json,
-}
-
-#[derive(Args, Debug)]
-#[command(group(clap::ArgGroup::new("key").required(true).args(["key_file", "keystore"])))]
-pub(crate) struct EnvelopeExtractArgs {
-    /// The envelope, or a core dump with one behind its header (`-` is standard input)
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// The output (`-` is standard output, which gets it when all of it has verified)
-    #[arg(long, short, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
-    #[arg(long, value_name = "F")]
-    pub(crate) key_file: Option<PathBuf>,
-    /// The host's keystore, in mode NONE
-    #[arg(long, value_name = "encryption.info")]
-    pub(crate) keystore: Option<PathBuf>,
-    /// The associated data; with a keystore `ESXConfiguration` unless it is given
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) aad: Option<String>,
-    /// Replace an output that is there already
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct EnvelopeCreateArgs {
-    /// What is sealed (`-` is standard input)
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// The envelope (`-` is standard output)
-    #[arg(long, short, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
-    #[arg(long, value_name = "F")]
-    pub(crate) key_file: PathBuf,
-    /// What names the key in the envelope
-    #[arg(long, value_name = "ID")]
-    pub(crate) key_id: String,
-    /// The associated data, which extracting needs again
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) aad: Option<String>,
-    /// Replace an output that is there already
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct CoredumpDecryptArgs {
-    /// The core dump (`-` is standard input)
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// The output (`-` is standard output, which gets it when all of it has verified)
-    #[arg(long, short, value_name = "OUT")]
-    pub(crate) output: PathBuf,
-    /// The file with the key: 32 bytes, or 64 hexadecimal digits
-    #[arg(long, value_name = "F")]
-    pub(crate) key_file: PathBuf,
-    /// Replace an output that is there already
-    #[arg(long)]
-    pub(crate) force: bool,
 }
 
 #[derive(Args, Debug)]

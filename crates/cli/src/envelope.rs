@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::Serialize;
 use vmseal::envelope_file::{self, EnvelopeFile, EnvelopeSeal};
 use vmseal::{AttributeValue, FileError, FileKey, LocalDir, Storage, StoragePath};
-use zeroize::Zeroizing;
 
-use crate::args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
+use crate::file_args::{CoredumpDecryptArgs, EnvelopeCreateArgs, EnvelopeDescribeArgs, EnvelopeExtractArgs};
+use crate::key_file;
 use crate::lock::{is_dash, one_stdin};
 use crate::output::{Output, hex};
 use crate::progress::{Watched, catch_interrupts};
@@ -78,7 +78,7 @@ pub(crate) fn describe(args: &EnvelopeDescribeArgs, output: &mut Output) -> Resu
 pub(crate) fn extract(args: &EnvelopeExtractArgs, output: &mut Output) -> Result<(), Failure> {
     one_stdin(&[Some(&args.file), args.key_file.as_deref()])?;
     let (key, aad) = match (&args.key_file, &args.keystore) {
-        (Some(file), _) => (read_key(file)?, ""),
+        (Some(file), _) => (key_file::read_file_key(file)?, ""),
         (None, Some(keystore)) => {
             let path = VmPath::of_file(keystore)?;
             let keystore =
@@ -94,10 +94,10 @@ pub(crate) fn extract(args: &EnvelopeExtractArgs, output: &mut Output) -> Result
 
 pub(crate) fn create(args: &EnvelopeCreateArgs, output: &mut Output) -> Result<(), Failure> {
     one_stdin(&[Some(&args.file), Some(&args.key_file)])?;
-    let key = read_key(&args.key_file)?;
+    let key = key_file::read_file_key(&args.key_file)?;
     let aad = args.aad.as_deref().unwrap_or_default().as_bytes();
     let seal = EnvelopeSeal { key: &key, key_id: &args.key_id, aad };
-    let (name, source) = source(&args.file, output)?;
+    let Source { name, reader: source, .. } = source(&args.file, output)?;
     if is_dash(&args.output) {
         refuse_terminal()?;
         let mut stdout = std::io::stdout().lock();
@@ -113,7 +113,7 @@ pub(crate) fn create(args: &EnvelopeCreateArgs, output: &mut Output) -> Result<(
 
 pub(crate) fn decrypt_coredump(args: &CoredumpDecryptArgs, output: &mut Output) -> Result<(), Failure> {
     one_stdin(&[Some(&args.file), Some(&args.key_file)])?;
-    decrypt(&args.file, &read_key(&args.key_file)?, "", &args.output, args.force, output)
+    decrypt(&args.file, &key_file::read_file_key(&args.key_file)?, "", &args.output, args.force, output)
 }
 
 fn decrypt(
@@ -142,49 +142,35 @@ fn decrypt(
 }
 
 fn open(file: &Path, output: &Output) -> Result<EnvelopeFile<Box<dyn Read>>, Failure> {
-    let (name, source) = source(file, output)?;
-    Ok(EnvelopeFile::begin(&name, source)?)
+    let source = source(file, output)?;
+    Ok(EnvelopeFile::begin(&source.name, source.reader)?)
 }
 
-/// A file or standard input, with its name for messages.
-fn source(file: &Path, output: &Output) -> Result<(String, Box<dyn Read>), Failure> {
+/// A file or standard input.
+pub(crate) struct Source {
+    /// For messages.
+    pub(crate) name: String,
+    pub(crate) reader: Box<dyn Read>,
+    /// Where that is known.
+    pub(crate) len_bytes: Option<u64>,
+}
+
+pub(crate) fn source(file: &Path, output: &Output) -> Result<Source, Failure> {
     catch_interrupts()?;
     if is_dash(file) {
         let name = "standard input";
-        return Ok((name.to_owned(), Box::new(Watched::new(std::io::stdin(), name, None, output))));
+        let reader = Box::new(Watched::new(std::io::stdin(), name, None, output));
+        return Ok(Source { name: name.to_owned(), reader, len_bytes: None });
     }
     let path = VmPath::of_file(file)?;
     let (folder, name) = (LocalDir::open(&path.folder)?, StoragePath::new(&path.name)?);
     let reader = envelope_file::reader(&folder, &name)?;
-    let len = folder.metadata(&name)?.map(|metadata| metadata.len);
-    Ok((file.display().to_string(), Box::new(Watched::new(reader, &path.name, len, output))))
+    let len_bytes = folder.metadata(&name)?.map(|metadata| metadata.len);
+    let reader = Box::new(Watched::new(reader, &path.name, len_bytes, output));
+    Ok(Source { name: file.display().to_string(), reader, len_bytes })
 }
 
-/// A key of 32 bytes, as they are or as 64 hexadecimal digits.
-fn read_key(file: &Path) -> Result<FileKey, Failure> {
-    const LEN_MAX: usize = 2 * FileKey::LEN + 2;
-    let failed = |what: String| Failure::new(Status::Key, format!("{}: {what}", file.display()));
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LEN_MAX + 1));
-    let read = match is_dash(file) {
-        true => std::io::stdin().lock().take(LEN_MAX as u64 + 1).read_to_end(&mut bytes),
-        false => std::fs::File::open(file).and_then(|file| file.take(LEN_MAX as u64 + 1).read_to_end(&mut bytes)),
-    };
-    read.map_err(|error| failed(format!("the key cannot be read: {error}")))?;
-    let digits = bytes.trim_ascii();
-    let mut key = Zeroizing::new(bytes.to_vec());
-    if bytes.len() != FileKey::LEN && digits.len() == 2 * FileKey::LEN {
-        key.truncate(FileKey::LEN);
-        for (byte, pair) in key.iter_mut().zip(digits.chunks(2)) {
-            let pair = core::str::from_utf8(pair).ok().filter(|pair| pair.bytes().all(|byte| byte.is_ascii_hexdigit()));
-            *byte = pair
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-                .ok_or_else(|| failed("a key is 32 bytes, or 64 hexadecimal digits".to_owned()))?;
-        }
-    }
-    FileKey::from_slice(&key).map_err(|_| failed("a key is 32 bytes, or 64 hexadecimal digits".to_owned()))
-}
-
-fn refuse_terminal() -> Result<(), Failure> {
+pub(crate) fn refuse_terminal() -> Result<(), Failure> {
     match std::io::stdout().is_terminal() {
         true => Err(Failure::usage("this is no text for a terminal; name a file with -o, or redirect the output")),
         false => Ok(()),

@@ -10,7 +10,7 @@ use crate::output::Output;
 use crate::status::Failure;
 
 /// Opens the state folder, and makes it where it is not there.
-pub(crate) fn open(cli: &Cli, output: &mut Output) -> Result<LocalDir, Failure> {
+pub(crate) fn open(cli: &Cli, output: &Output) -> Result<LocalDir, Failure> {
     let path = path(cli)?;
     let home = LocalDir::create_private(&path)?;
     // Whoever can read a primary key has every VM under it.
@@ -25,7 +25,7 @@ pub(crate) fn open(cli: &Cli, output: &mut Output) -> Result<LocalDir, Failure> 
 }
 
 /// The state folder, or an empty one in memory where it is not there: a recovery password opens a VM without any.
-pub(crate) fn open_existing(cli: &Cli, output: &mut Output) -> Result<Box<dyn Storage>, Failure> {
+pub(crate) fn open_existing(cli: &Cli, output: &Output) -> Result<Box<dyn Storage>, Failure> {
     let path = path(cli)?;
     if path.exists() {
         return Ok(Box::new(open(cli, output)?));

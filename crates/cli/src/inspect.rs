@@ -3,20 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vmseal::{DiskReport, LocalDir, Report, Vm};
+use vmseal::{Catalogue, CatalogueEntry, DiskReport, LocalDir, Report, StoragePath, Vm};
 
 use crate::args::InspectArgs;
+use crate::inspect_table::{self, Row};
+use crate::inspect_walk::{Found, walk};
 use crate::output::Output;
 use crate::status::{Failure, Status};
 use crate::vm_path::VmPath;
 
-/// A folder tree of VMs is some levels deep; links are not followed.
-const DEPTH_MAX: usize = 16;
-
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Inspection {
     vms: Vec<VmItem>,
     disks: Vec<DiskItem>,
+    files: Vec<FileItem>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ErrorItem>,
 }
@@ -37,6 +37,14 @@ struct DiskItem {
     report: DiskReport,
 }
 
+/// A file of any kind.
+#[derive(Serialize)]
+struct FileItem {
+    path: PathBuf,
+    #[serde(flatten)]
+    entry: CatalogueEntry,
+}
+
 /// What could not be inspected.
 #[derive(Serialize)]
 struct ErrorItem {
@@ -44,87 +52,170 @@ struct ErrorItem {
     message: String,
 }
 
+/// What is told of one path of the command line.
+struct Told {
+    text: String,
+    /// The path itself is damaged or cannot be read.
+    failure: Option<Failure>,
+}
+
 pub(crate) fn run(args: &InspectArgs, output: &mut Output) -> Result<(), Failure> {
-    let mut found = Inspection { vms: Vec::new(), disks: Vec::new(), errors: Vec::new() };
-    let mut first_failure = None;
-    for path in &args.paths {
-        let mut files = Vec::new();
-        if path.is_dir() {
-            vmx_files(path, DEPTH_MAX, &mut files)?;
-            if files.is_empty() {
-                output.note(&format!("{}: there is no VM in this folder", path.display()));
-            }
-        } else {
-            files.push(path.clone());
-        }
-        for file in files {
-            if let Err(failure) = inspect(&file, &mut found) {
-                found.errors.push(ErrorItem { path: file, message: failure.message.clone() });
-                first_failure.get_or_insert(failure);
-            }
-        }
-    }
+    let mut found = Inspection::default();
     let mut text = String::new();
-    for vm in &found.vms {
-        // The report begins with the name of the VMX; people want to know which.
-        let report = vm.report.to_string();
-        let rest = report.split_once('\n').map_or("", |(_, rest)| rest);
-        text.push_str(&format!("{}\n{rest}", vm.path.display()));
-    }
-    for disk in &found.disks {
-        text.push_str(&format!("{}\n  disk        {}\n", disk.file.display(), disk.report));
-    }
-    // A program gets one document: what was found and what failed, in it.
-    if first_failure.is_none() || found.errors.len() + found.vms.len() + found.disks.len() > 1 {
-        if !text.is_empty() || output.is_json() {
-            output.result(&found, &text)?;
-        }
-        for error in &found.errors {
-            output.warning(&format!("{}: {}", error.path.display(), error.message));
-        }
-        return match first_failure {
-            None => Ok(()),
-            Some(failure) => Err(Failure::reported(
-                failure.status,
-                format!("{} of the files could not be inspected", found.errors.len()),
-            )),
+    let mut failures = Vec::new();
+    for path in &args.paths {
+        let told = match path.is_dir() {
+            true => folder(path, &mut found, output),
+            false => file(path, &mut found),
         };
-    }
-    first_failure.map_or(Ok(()), Err)
-}
-
-fn inspect(file: &Path, found: &mut Inspection) -> Result<(), Failure> {
-    let path = VmPath::new(file)?;
-    let storage = LocalDir::open(&path.folder)?;
-    if path.name.to_ascii_lowercase().ends_with(".vmdk") {
-        let report = DiskReport::read(&storage, &path.name)?;
-        found.disks.push(DiskItem { file: file.to_owned(), report });
-        return Ok(());
-    }
-    let report = Vm::open(&storage, &path.name)?.inspect()?;
-    found.vms.push(VmItem { path: file.to_owned(), report });
-    Ok(())
-}
-
-/// The VMX files below a folder, in order.
-fn vmx_files(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| {
-        let status = Failure::from(std::io::Error::from(error.kind())).status;
-        Failure::new(status, format!("{}: the folder cannot be read: {error}", folder.display()))
-    };
-    let mut entries = std::fs::read_dir(folder).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let kind = entry.file_type().map_err(failed)?;
-        let path = entry.path();
-        if kind.is_dir() {
-            if depth == 0 {
-                return Err(Failure::new(Status::Failed, format!("{}: the folders are too deep", path.display())));
-            }
-            vmx_files(&path, depth - 1, files)?;
-        } else if kind.is_file() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vmx")) {
-            files.push(path);
+        let told = told.unwrap_or_else(|failure| Told { text: String::new(), failure: Some(failure) });
+        text.push_str(&told.text);
+        if let Some(failure) = told.failure {
+            found.errors.push(ErrorItem { path: path.clone(), message: failure.message.clone() });
+            failures.push((path, failure));
         }
     }
-    Ok(())
+    let is_told = !found.vms.is_empty() || !found.disks.is_empty() || !found.files.is_empty();
+    if failures.len() == 1 && args.paths.len() == 1 && !is_told {
+        return failures.pop().map_or(Ok(()), |(_, failure)| Err(failure));
+    }
+    if !text.is_empty() || output.is_json() {
+        output.result(&found, &text)?;
+    }
+    let count = failures.len();
+    match failures.pop() {
+        None => Ok(()),
+        // The document has it; people read it where errors are.
+        Some((_, mut failure)) if args.paths.len() == 1 => {
+            failure.is_reported = true;
+            Err(failure)
+        }
+        Some((last, failure)) => {
+            let status = failures.first().map_or(failure.status, |(_, first)| first.status);
+            for (path, failure) in failures.iter().map(|(path, failure)| (*path, failure)).chain([(last, &failure)]) {
+                output.warning(&format!("{}: {}", path.display(), failure.message));
+            }
+            let all = args.paths.len();
+            Err(Failure::reported(status, format!("{count} of the {all} paths could not be inspected")))
+        }
+    }
+}
+
+/// Tells of a file that was named itself.
+fn file(path: &Path, found: &mut Inspection) -> Result<Told, Failure> {
+    let place = VmPath::of_file(path)?;
+    let storage = LocalDir::open(&place.folder)?;
+    let name = StoragePath::new(&place.name)?;
+    let entry = vmseal::inspect_file(&storage, &name);
+    // What cannot even be opened is an error and no entry.
+    if entry.kind == "unknown"
+        && let (Some(kind), Some(error)) = (entry.error_kind(), &entry.error)
+    {
+        return Err(Failure::new(kind.into(), error.clone()));
+    }
+    let mut failure = entry
+        .error_kind()
+        .zip(entry.error.as_ref())
+        .map(|(kind, error)| Failure::new(Status::from(kind), format!("{}: {error}", place.name)));
+    let mut text = String::new();
+    let is_disk = entry.kind == "vmdk-descriptor" || entry.belongs_to.as_deref() == Some(place.name.as_str());
+    if entry.kind == "vmx" {
+        match Vm::open(&storage, &place.name).and_then(|vm| vm.inspect()) {
+            Ok(report) => {
+                text.push_str(&vm_text(path, &report));
+                found.vms.push(VmItem { path: path.to_owned(), report });
+            }
+            // What is wrong with the VM says more than what is wrong with its file.
+            Err(error) => failure = Some(error.into()),
+        }
+    } else if is_disk && failure.is_none() {
+        match DiskReport::read(&storage, &place.name) {
+            Ok(report) => {
+                text.push_str(&format!("{}\n  disk        {report}\n", path.display()));
+                found.disks.push(DiskItem { file: path.to_owned(), report });
+            }
+            // A kind of disk that vmseal does not read is no damage: its entry says so.
+            Err(_) if entry.cannot.is_some() => {}
+            Err(error) => failure = Some(error.into()),
+        }
+    }
+    if text.is_empty() {
+        text = format!("{}\n  what        {}\n", path.display(), entry.description);
+        text.push_str(&inspect_table::block(&entry, true));
+    } else if entry.encryption == "foreign" {
+        text.push_str(&inspect_table::block(&entry, false));
+    }
+    found.files.push(FileItem { path: path.to_owned(), entry });
+    Ok(Told { text, failure })
+}
+
+/// Tells of everything below a folder.
+fn folder(path: &Path, found: &mut Inspection, output: &mut Output) -> Result<Told, Failure> {
+    let storage = LocalDir::open(path)?;
+    let mut catalogue = Catalogue::new(&storage);
+    let mut others = Vec::new();
+    for item in walk(path)? {
+        match item {
+            Found::File(name) => catalogue.add(&name),
+            Found::Other { name, what } => others.push((name, what)),
+        }
+    }
+    let (mut text, mut rows) = (String::new(), Vec::new());
+    let entries = catalogue.finish();
+    let mut damaged = entries.iter().filter(|entry| entry.error.is_some()).count();
+    for entry in entries.iter().filter(|entry| entry.kind == "vmx" && entry.error.is_none()) {
+        let file = path.join(&entry.name);
+        match vm_report(&file) {
+            Ok(report) => {
+                text.push_str(&vm_text(Path::new(&entry.name), &report));
+                found.vms.push(VmItem { path: file, report });
+            }
+            Err(failure) => {
+                output.warning(&format!("{}: {}", entry.name, failure.message));
+                found.errors.push(ErrorItem { path: file, message: failure.message });
+            }
+        }
+    }
+    if !entries.iter().any(|entry| entry.kind == "vmx") {
+        output.note(&format!("{}: there is no VM in this folder", path.display()));
+    }
+    for entry in entries {
+        rows.push(Row::of_entry(&entry));
+        if let Some(message) = &entry.error {
+            found.errors.push(ErrorItem { path: path.join(&entry.name), message: message.clone() });
+        }
+        found.files.push(FileItem { path: path.join(&entry.name), entry });
+    }
+    for (name, what) in others {
+        damaged += usize::from(what.is_error);
+        if what.is_error {
+            found.errors.push(ErrorItem { path: path.join(&name), message: what.text.clone() });
+        }
+        rows.push(Row::of_other(&name, &what));
+    }
+    if !rows.is_empty() {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&inspect_table::table(&rows));
+    }
+    if damaged > 0 {
+        output.warning(&format!(
+            "{}: files that are damaged or cannot be read: {damaged}; their lines say why",
+            path.display()
+        ));
+    }
+    Ok(Told { text, failure: None })
+}
+
+fn vm_report(file: &Path) -> Result<Report, Failure> {
+    let path = VmPath::new(file)?;
+    Ok(Vm::open(&LocalDir::open(&path.folder)?, &path.name)?.inspect()?)
+}
+
+/// The report begins with the name of the VMX; people want to know which.
+fn vm_text(path: &Path, report: &Report) -> String {
+    let report = report.to_string();
+    let rest = report.split_once('\n').map_or("", |(_, rest)| rest);
+    format!("{}\n{rest}", path.display())
 }

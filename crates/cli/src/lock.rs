@@ -6,34 +6,42 @@ use std::path::Path;
 use vmseal::{LocalDir, PairCipher, Storage, StoragePath, VmxFile, VmxInPlace, write_new};
 use zeroize::Zeroizing;
 
-use crate::args::{LockArgs, OutArgs, UnlockArgs, VmxCipher};
+use crate::args::Cli;
+use crate::file_args::{LockArgs, OutArgs, UnlockArgs, VmxCipher};
 use crate::output::Output;
 use crate::password;
 use crate::status::{Failure, Status};
 use crate::vm_path::VmPath;
+use crate::vmx_keys::{self, Ask};
 
 /// The option that names a password's file.
 pub(crate) const PASSWORD_FILE: &str = "--password-file";
 
-pub(crate) fn unlock(args: &UnlockArgs, output: &mut Output) -> Result<(), Failure> {
-    one_stdin(&[Some(&args.vmx), args.password_file.as_deref()])?;
+pub(crate) fn unlock(cli: &Cli, args: &UnlockArgs, output: &Output) -> Result<(), Failure> {
+    one_stdin(&[&[Some(args.vmx.as_path())], &args.keys.files()[..]].concat())?;
     change(&args.vmx, &args.out, output, |vmx| {
-        let password = password::from_file_or_ask(args.password_file.as_deref(), "Password of the VM", PASSWORD_FILE)?;
-        Ok(vmx.unlock(&password)?)
+        vmx_keys::with(cli, vmx, &args.keys, Ask::Always, output, |keys| Ok(vmx.unlock(keys)?))
     })?;
-    output.note("The VMX is in the clear. Its NVRAM, snapshots and memory are as they were.");
+    output.note("The VMX is in the clear. The VM's disks, NVRAM, snapshots and memory are as they were.");
     Ok(())
 }
 
-pub(crate) fn lock(args: &LockArgs, output: &mut Output) -> Result<(), Failure> {
-    one_stdin(&[Some(&args.vmx), args.password_file.as_deref(), args.new_password_file.as_deref()])?;
-    let file = args.password_file.as_deref();
+pub(crate) fn lock(cli: &Cli, args: &LockArgs, output: &Output) -> Result<(), Failure> {
+    let files = [Some(args.vmx.as_path()), args.new_password_file.as_deref()];
+    one_stdin(&[&files, &args.keys.files()[..]].concat())?;
+    let file = args.keys.password_file.as_deref();
+    if !args.change_password && (args.keys.key_file.is_some() || args.keys.provider_password_file.is_some()) {
+        return Err(Failure::usage(
+            "a VMX is locked with a password; a provider's key serves `--change-password` alone",
+        ));
+    }
     change(&args.vmx, &args.out, output, |vmx| {
         if args.change_password {
-            let old = password::from_file_or_ask(file, "Password of the VM", PASSWORD_FILE)?;
-            let new = args.new_password_file.as_deref();
-            let new = password::new_from_file_or_ask(new, "New password", "--new-password-file")?;
-            return Ok(vmx.change_password(&old, &new)?);
+            return vmx_keys::with(cli, vmx, &args.keys, Ask::Always, output, |keys| {
+                let new = args.new_password_file.as_deref();
+                let new = password::new_from_file_or_ask(new, "New password", "--new-password-file")?;
+                Ok(vmx.change_password(keys, &new)?)
+            });
         }
         let cipher = match args.cipher {
             VmxCipher::Aes256 => PairCipher::Aes256,
@@ -65,7 +73,7 @@ pub(crate) fn is_dash(file: &Path) -> bool {
 fn change(
     vmx: &Path,
     out: &OutArgs,
-    output: &mut Output,
+    output: &Output,
     make: impl FnOnce(&VmxFile) -> Result<Zeroizing<Vec<u8>>, Failure>,
 ) -> Result<(), Failure> {
     let target = match &out.output {

@@ -8,8 +8,12 @@ mod disk_path;
 mod disk_transfer;
 mod editor;
 mod envelope;
+mod file_args;
 mod home;
 mod inspect;
+mod inspect_table;
+mod inspect_walk;
+mod key_file;
 mod keys;
 mod lock;
 mod luks;
@@ -25,13 +29,16 @@ mod tour;
 mod tour_check;
 mod tour_vm;
 mod vm_path;
+mod vmfile;
 mod vmx;
+mod vmx_keys;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, CoredumpCommand, DiskCommand, EnvelopeCommand, ProviderCommand, VmxCommand};
+use args::{Cli, Command, DiskCommand, ProviderCommand};
+use file_args::{CoredumpCommand, EnvelopeCommand, VmfileCommand, VmxCommand};
 use output::Output;
 
 fn main() -> ExitCode {
@@ -47,11 +54,11 @@ fn main() -> ExitCode {
         Command::Recrypt(args) => operate::recrypt(&cli, args, &mut output),
         Command::Resume(args) => operate::resume(&cli, args, &mut output),
         Command::Verify(args) => operate::verify(&cli, args, &mut output),
-        Command::Unlock(args) => lock::unlock(args, &mut output),
-        Command::Lock(args) => lock::lock(args, &mut output),
-        Command::Vmx(VmxCommand::Get(args)) => vmx::get(args, &mut output),
-        Command::Vmx(VmxCommand::Set(args)) => vmx::set(args, &mut output),
-        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(args, &mut output),
+        Command::Unlock(args) => lock::unlock(&cli, args, &output),
+        Command::Lock(args) => lock::lock(&cli, args, &output),
+        Command::Vmx(VmxCommand::Get(args)) => vmx::get(&cli, args, &mut output),
+        Command::Vmx(VmxCommand::Set(args)) => vmx::set(&cli, args, &mut output),
+        Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(&cli, args, &mut output),
         Command::Disk(DiskCommand::LuksHeader(args)) => luks::header(&cli, args, &mut output),
         Command::Disk(DiskCommand::Export(args)) => disk_transfer::export(&cli, args, &mut output),
         Command::Disk(DiskCommand::Import(args)) => disk_transfer::import(&cli, args, &mut output),
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         Command::Envelope(EnvelopeCommand::Create(args)) => envelope::create(args, &mut output),
         Command::Coredump(CoredumpCommand::Decrypt(args)) => envelope::decrypt_coredump(args, &mut output),
         Command::Serve(args) => serve::run(&cli, args, &mut output),
+        Command::Vmfile(VmfileCommand::Decrypt(args)) => vmfile::decrypt(&cli, args, &mut output),
         Command::Tour(args) => tour::run(args, &mut output),
     };
     match result {

@@ -69,14 +69,14 @@ impl Output {
     }
 
     /// A remark beside the result.
-    pub(crate) fn note(&mut self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             eprintln!("{}", printable(text));
         }
     }
 
     /// Something that deserves attention.
-    pub(crate) fn warning(&mut self, text: &str) {
+    pub(crate) fn warning(&self, text: &str) {
         eprintln!("vmseal: warning: {}", printable(text));
     }
 

@@ -55,7 +55,7 @@ pub(crate) fn from_file_or_ask(file: Option<&Path>, what: &str, option: &str) ->
     file.map_or_else(|| ask(what, option), from_file)
 }
 
-/// The same for a password that is new, for which a terminal is asked twice.
+/// A new password from its file, or from the terminal, which is asked twice.
 pub(crate) fn new_from_file_or_ask(
     file: Option<&Path>,
     what: &str,

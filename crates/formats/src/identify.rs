@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::dictionary::Dictionary;
+use crate::foreign_image::ForeignImage;
 use crate::{cowd, descriptor_fields, encobj, envelope, se_sparse, sparse_header};
 
 /// How many bytes from the start of a file tell what it is.
@@ -10,6 +11,8 @@ pub const START_LEN: usize = 8192;
 
 /// The magic of change tracking files.
 const CHANGE_TRACKING_MAGIC: [u8; 4] = [0xa2, 0x72, 0x19, 0xf6];
+/// The magic of NVRAM in the clear (Kessler, *File Signatures Table*: VMware BIOS state file).
+const NVRAM_MAGIC: [u8; 4] = *b"MRVN";
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,8 +32,12 @@ pub enum FileKind {
         /// Where it begins: behind a dump header, or at 0.
         offset_bytes: usize,
     },
+    /// A disk image of another maker.
+    Foreign(ForeignImage),
     /// ESXi's `encryption.info`.
     Keystore,
+    /// NVRAM in the clear.
+    Nvram,
     /// A snapshot's extent on VMFS 6.
     SeSparseExtent,
     /// The state of a snapshot or of a suspended VM, in the clear.
@@ -58,7 +65,9 @@ impl fmt::Display for FileKind {
             Self::EncryptedObject => "encrypted object",
             Self::Envelope { offset_bytes: 0 } => "envelope",
             Self::Envelope { .. } => "envelope behind a dump header",
+            Self::Foreign(image) => image.name(),
             Self::Keystore => "keystore",
+            Self::Nvram => "NVRAM",
             Self::SeSparseExtent => "SESparse extent",
             Self::Snapshot => "snapshot state",
             Self::SparseExtent => "sparse extent",
@@ -86,8 +95,12 @@ pub fn identify(start: &[u8]) -> FileKind {
         FileKind::EncryptedObject
     } else if has_magic(&CHANGE_TRACKING_MAGIC) {
         FileKind::ChangeTracking
+    } else if has_magic(&NVRAM_MAGIC) {
+        FileKind::Nvram
     } else if let Some(offset_bytes) = envelope::find(start) {
         FileKind::Envelope { offset_bytes }
+    } else if let Some(image) = ForeignImage::find(start) {
+        FileKind::Foreign(image)
     } else if encobj::is_snapshot(start) {
         FileKind::Snapshot
     } else if descriptor_fields::has_signature(start) {
@@ -143,6 +156,13 @@ mod tests {
             (b"\xa2\x72\x19\xf6", FileKind::ChangeTracking),
             (b"DataTransformEnvelope\0", FileKind::Envelope { offset_bytes: 0 }),
             (b"\xd2\xbe\xd2\xbe", FileKind::Snapshot),
+            (b"MRVN\x01\0\0\0", FileKind::Nvram),
+            (b"LUKS\xba\xbe\0\x02", FileKind::Foreign(ForeignImage::Luks { version: 2 })),
+            (
+                b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\0\0\0\x02",
+                FileKind::Foreign(ForeignImage::Qcow { version: 3, encryption: 2 }),
+            ),
+            (b"conectix", FileKind::Foreign(ForeignImage::Vhd)),
             (b"\r\n # disk DescriptorFile\nversion=1", FileKind::VmdkDescriptor),
             (b".encoding = \"UTF-8\"\nencryption.keySafe = \"x\"\n", FileKind::Vmx),
             (b".encoding = \"UTF-8\"\nsnapshot.lastUID = \"2\"\n", FileKind::Vmsd),

@@ -38,6 +38,8 @@ pub enum OpenedBy {
     Phrase,
     /// A key that lies beside it in the clear.
     RawKey,
+    /// A key that was at hand without its ID, on a lock that names no provider.
+    UnnamedKey,
 }
 
 impl KeyList {
@@ -189,13 +191,15 @@ enum Attempt {
 fn try_pair(pair: &Pair, keys: &mut dyn KeySource, rounds_left: &mut u32) -> Result<Attempt, Error> {
     let (plaintext, by) = match &pair.locker {
         Locator::Fqid { .. } => {
-            let Some(id) = pair.locker.key_id() else { return Ok(Attempt::NoKey) };
             let mac = pair.mac()?;
             pair.check_length(mac)?;
-            match keys.fetch(&id) {
-                Ok(kek) => (pair.unlock(PairCipher::Aes256, mac, kek.expose())?, OpenedBy::Key(id)),
-                Err(KeySourceError::UnknownKey(_) | KeySourceError::UnknownProvider(_)) => return Ok(Attempt::NoKey),
-                Err(error) => return Err(Error::KeySource(error)),
+            let id = pair.locker.key_id();
+            match pair.fetch(keys)? {
+                Some(kek) => {
+                    let by = id.map_or(OpenedBy::UnnamedKey, OpenedBy::Key);
+                    (pair.unlock(PairCipher::Aes256, mac, kek.expose())?, by)
+                }
+                None => return Ok(Attempt::NoKey),
             }
         }
         Locator::Phrase { parameters, .. } => {
@@ -228,6 +232,48 @@ impl Pair {
             name: self.mac.clone(),
             place: Place::Byte(0),
         })
+    }
+
+    /// The KEK of a lock that names one; none where it is not at hand.
+    fn fetch(&self, keys: &mut dyn KeySource) -> Result<Option<Kek>, Error> {
+        let Some(id) = self.locker.key_id() else { return Ok(keys.unnamed()) };
+        match keys.fetch(&id) {
+            Ok(kek) => Ok(Some(kek)),
+            Err(KeySourceError::UnknownKey(_) | KeySourceError::UnknownProvider(_)) => Ok(None),
+            Err(error) => Err(Error::KeySource(error)),
+        }
+    }
+
+    /// The same lock with another plaintext in it. Only what opens the lock now is used: another key, or another phrase, would lock out
+    /// whoever has the right one.
+    ///
+    /// # Errors
+    /// [`Error::NoKey`] where nothing at hand opens it; [`Error::KeySource`]; [`Error::Random`].
+    pub(crate) fn relock<R: TryCryptoRng>(
+        &self,
+        keys: &mut dyn KeySource,
+        plaintext: &[u8],
+        rng: &mut R,
+    ) -> Result<Self, Error> {
+        let no_key = || Error::NoKey { key_ids: self.locker.key_id().into_iter().collect() };
+        let mac = self.mac()?;
+        match &self.locker {
+            Locator::Fqid { .. } => {
+                let kek = self.fetch(keys)?.ok_or_else(no_key)?;
+                self.unlock(PairCipher::Aes256, mac, kek.expose()).map_err(|_| no_key())?;
+                let data = key_safe_pair::lock(PairCipher::Aes256, mac, kek.expose(), plaintext, rng)
+                    .map_err(|error| Error::from_keys(error, "the KEK"))?;
+                Ok(Self { locker: self.locker.clone(), mac: self.mac.clone(), data })
+            }
+            Locator::Phrase { parameters, .. } => {
+                let parameters = PhraseParameters::parse(parameters)?;
+                let phrase = keys.phrase().ok_or_else(no_key)?;
+                let key = parameters.derive(phrase, kdf::ROUNDS_MAX)?;
+                self.unlock(parameters.cipher(), mac, &key).map_err(|_| no_key())?;
+                parameters.lock(phrase, mac, plaintext, rng)
+            }
+            _ => Err(no_key()),
+        }
     }
 
     /// Whether the locked data has room for IV, whole blocks and MAC: no key is asked for where it cannot open.

@@ -10,7 +10,7 @@ use crate::dictionary::Dictionary;
 use crate::error::Error;
 use crate::key_dict::KeyDict;
 use crate::key_list::{KeyList, OpenedBy};
-use crate::locator::{Locator, Pair};
+use crate::locator::Pair;
 use crate::locked_vmx::{BUNDLE, DATA, KEY_SAFE, Style, TYPE};
 use crate::phrase::PhraseParameters;
 use crate::vmx_split;
@@ -347,19 +347,7 @@ impl UnlockedVmx {
         let text = self.locked_text();
         let mut list = KeyList::new();
         for pair in self.list.pairs() {
-            let no_key = || Error::NoKey { key_ids: pair.locker.key_id().into_iter().collect() };
-            list.push(match &pair.locker {
-                Locator::Fqid { .. } => {
-                    let id = pair.locker.key_id().ok_or_else(no_key)?;
-                    let kek = keys.fetch(&id).map_err(Error::KeySource)?;
-                    KeyList::lock_under(&id, &kek, &text, rng)?
-                }
-                Locator::Phrase { parameters, .. } => {
-                    let phrase = keys.phrase().ok_or_else(no_key)?;
-                    PhraseParameters::parse(parameters)?.lock(phrase, pair.mac()?, &text, rng)?
-                }
-                _ => return Err(no_key()),
-            });
+            list.push(pair.relock(keys, &text, rng)?);
         }
         Ok(list)
     }

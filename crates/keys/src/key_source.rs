@@ -19,6 +19,11 @@ pub trait KeySource {
     /// [`KeySourceError::UnknownKey`] where the provider is there and does not have it; otherwise as [`create`](Self::create).
     fn fetch(&mut self, id: &KeyId) -> Result<Kek, KeySourceError>;
 
+    /// A key that is at hand without its ID, to be tried on what names a key and no provider of it.
+    fn unnamed(&mut self) -> Option<Kek> {
+        None
+    }
+
     /// A recovery password, to be tried where no KEK opens and to be set where new keys are wrapped.
     fn phrase(&mut self) -> Option<&[u8]> {
         None
@@ -32,6 +37,10 @@ impl<T: KeySource + ?Sized> KeySource for &mut T {
 
     fn fetch(&mut self, id: &KeyId) -> Result<Kek, KeySourceError> {
         (**self).fetch(id)
+    }
+
+    fn unnamed(&mut self) -> Option<Kek> {
+        (**self).unnamed()
     }
 
     fn phrase(&mut self) -> Option<&[u8]> {

@@ -12,7 +12,7 @@ use crate::file_error::FileError;
 use crate::output_file::NewFile;
 
 /// So much is read, worked through and written at a time: what is read and what comes of it stay in the second cache.
-const PIECE_LEN: usize = 256 << 10;
+pub(crate) const PIECE_LEN: usize = 256 << 10;
 /// A keystore is some hundred bytes.
 const KEYSTORE_LEN_MAX: u64 = 1 << 20;
 /// What the length of a header is read from.
@@ -218,7 +218,7 @@ impl Read for FileReader {
 }
 
 /// Reads until `piece` has `len` bytes or there are no more; gives how many came.
-fn fill(path: &str, source: &mut impl Read, piece: &mut Vec<u8>, len: usize) -> Result<usize, FileError> {
+pub(crate) fn fill(path: &str, source: &mut impl Read, piece: &mut Vec<u8>, len: usize) -> Result<usize, FileError> {
     let wanted = len.saturating_sub(piece.len());
     // Room beforehand: a piece with plaintext is not moved while it grows.
     piece.reserve(wanted);

@@ -1,6 +1,7 @@
 //! What can go wrong with a single file: a VMX that is opened by a password, an envelope.
 
 use vmseal_formats::Error as FormatError;
+use vmseal_keys::KeyId;
 use vmseal_rekey::{Error, ErrorKind};
 
 /// A file that could not be read, opened or written.
@@ -27,11 +28,15 @@ pub enum FileError {
         /// What is wrong with it.
         source: FormatError,
     },
-    /// No password was given for a file that one opens.
-    #[error("{path} is locked with a password; give it with `--password-file`")]
-    PasswordNeeded {
+    /// Nothing that was given opens the file.
+    #[error("{path}: no key that opens it is at hand{}; {why}", ids_text(key_ids))]
+    KeyNeeded {
         /// The file.
         path: String,
+        /// The KEKs that open it.
+        key_ids: Vec<KeyId>,
+        /// What to do.
+        why: String,
     },
     /// A rule forbids it.
     #[error("{path}: {what}")]
@@ -57,6 +62,14 @@ pub enum FileError {
         /// What was expected, and what to do.
         what: &'static str,
     },
+    /// What was decrypted is not what such files hold.
+    #[error(
+        "{path} does not decrypt to memory: the VMX is another VM's, or the file is damaged; name the VM's own VMX"
+    )]
+    WrongVm {
+        /// The file.
+        path: String,
+    },
     /// The VM that the file belongs to is at work, or its storage failed.
     #[error(transparent)]
     Vm(#[from] Error),
@@ -73,16 +86,27 @@ impl FileError {
                 FormatError::Random => ErrorKind::Failed,
                 _ => ErrorKind::Damaged,
             },
-            Self::PasswordNeeded { .. } => ErrorKind::Key,
+            Self::KeyNeeded { .. } | Self::WrongVm { .. } => ErrorKind::Key,
             Self::Unknown { .. } => ErrorKind::Damaged,
             Self::Vm(error) => error.kind(),
         }
+    }
+
+    /// A file without any entry.
+    pub(crate) fn no_vmx(path: &str) -> Self {
+        let what = "this is no VMX: it has no line of the form name = \"value\"; name the VM's .vmx file";
+        Self::Unknown { path: path.to_owned(), what }
     }
 
     /// For `map_err`: an error of the formats, in this file.
     pub(crate) fn format(path: &str) -> impl Fn(FormatError) -> Self + '_ {
         |source| Self::Format { path: path.to_owned(), source }
     }
+}
+
+fn ids_text(key_ids: &[KeyId]) -> String {
+    let names: Vec<String> = key_ids.iter().map(KeyId::to_string).collect();
+    if names.is_empty() { String::new() } else { format!(" (key {})", names.join(" or ")) }
 }
 
 impl From<vmseal_storage::Error> for FileError {

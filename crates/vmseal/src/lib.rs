@@ -50,21 +50,32 @@
 #![forbid(unsafe_code)]
 
 mod attached_to;
+mod catalogue;
+mod catalogue_disks;
+mod catalogue_vm_files;
+pub mod encrypted_object;
 pub mod envelope_file;
 mod file_error;
+mod given_keys;
 mod luks_export;
 mod luks_import;
 #[cfg(feature = "nbd")]
 pub mod nbd;
+mod opened_by;
 mod output_file;
 mod report;
 pub mod transfer;
 mod vm;
 mod vmx_file;
+mod vmx_in_place;
+mod vmx_settings;
 
+pub use catalogue::{Catalogue, CatalogueEntry, inspect_file};
 pub use file_error::FileError;
+pub use given_keys::GivenKeys;
 pub use luks_export::{LuksVersion, UnwrittenUnits};
 pub use luks_import::{LuksImport, LuksImported};
+pub use opened_by::OpenedBy;
 pub use output_file::{write_new, write_secret};
 pub use report::{DiskReport, FileReport, KeyIdReport, KeyUseReport, PendingReport, Report, State};
 pub use vm::{UnlockedVm, Vm};
@@ -81,4 +92,6 @@ pub use vmseal_rekey::{
 #[cfg(unix)]
 pub use vmseal_storage::LocalDir;
 pub use vmseal_storage::{Access, Error as StorageError, Memory, Storage, StoragePath};
-pub use vmx_file::{VmxFile, VmxInPlace, VmxSettings};
+pub use vmx_file::{DataFileKey, VmxFile};
+pub use vmx_in_place::VmxInPlace;
+pub use vmx_settings::VmxSettings;

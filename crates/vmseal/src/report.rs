@@ -8,6 +8,8 @@ use vmseal_keys::KeyId;
 use vmseal_rekey::{Encryption, Error, Inventory, KeyUse, PowerState, Snapshots, VmDisk, VmFile, Warning, survey_disk};
 use vmseal_storage::{Storage, StoragePath};
 
+use crate::catalogue::inspect_file;
+
 /// The state of a VM's encryption. The fields' names are those of the JSON document.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -112,6 +114,9 @@ pub struct FileReport {
     pub len_bytes: u64,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// How, where something else than vmseal encrypted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
 }
 
 /// An operation that was interrupted.
@@ -141,7 +146,21 @@ impl DiskReport {
 }
 
 impl Report {
-    pub(crate) fn new(inventory: &Inventory) -> Self {
+    pub(crate) fn new(storage: &dyn Storage, inventory: &Inventory) -> Self {
+        let mut files: Vec<FileReport> = inventory.files.iter().map(FileReport::new).collect();
+        for file in files.iter_mut().filter(|file| !file.encrypted) {
+            file.foreign = foreign(storage, &file.path).map(|(_, method)| method);
+            file.encrypted = file.foreign.is_some();
+        }
+        let mut guest_memory = Vec::new();
+        for path in &inventory.guest_memory {
+            match foreign(storage, path) {
+                Some((len_bytes, method)) => {
+                    files.push(FileReport { path: path.clone(), len_bytes, encrypted: true, foreign: Some(method) });
+                }
+                None => guest_memory.push(path.clone()),
+            }
+        }
         let (power, power_evidence) = match &inventory.power {
             PowerState::Off => ("off", None),
             PowerState::On { evidence } => ("on", Some(format!("{evidence} is there"))),
@@ -159,8 +178,8 @@ impl Report {
             power_evidence,
             snapshot_count,
             disks: inventory.disks.iter().map(DiskReport::new).collect(),
-            files: inventory.files.iter().map(FileReport::new).collect(),
-            guest_memory: inventory.guest_memory.clone(),
+            files,
+            guest_memory,
             keys: inventory.keys().iter().map(KeyUseReport::new).collect(),
             warnings: inventory.warnings().iter().map(Warning::to_string).collect(),
             pending: inventory.pending.as_ref().map(|pending| PendingReport {
@@ -222,8 +241,14 @@ impl DiskReport {
 
 impl FileReport {
     fn new(file: &VmFile) -> Self {
-        Self { path: file.path.clone(), len_bytes: file.len_bytes, encrypted: file.sealed }
+        Self { path: file.path.clone(), len_bytes: file.len_bytes, encrypted: file.sealed, foreign: None }
     }
+}
+
+/// The length of a file that something else than vmseal encrypted, and how.
+fn foreign(storage: &dyn Storage, path: &str) -> Option<(u64, String)> {
+    let entry = inspect_file(storage, &StoragePath::new(path).ok()?);
+    (entry.encryption == "foreign").then(|| (entry.len_bytes, entry.method.unwrap_or_default()))
 }
 
 impl fmt::Display for Report {
@@ -239,7 +264,11 @@ impl fmt::Display for Report {
             writeln!(f, "  disk        {disk}")?;
         }
         for file in &self.files {
-            let state = if file.encrypted { "encrypted (AES-256-GCM envelope)" } else { "not encrypted" };
+            let state = match &file.foreign {
+                Some(method) => format!("encrypted, not by vmseal ({method})"),
+                None if file.encrypted => "encrypted (AES-256-GCM envelope)".to_owned(),
+                None => "not encrypted".to_owned(),
+            };
             writeln!(f, "  file        {}  {}\n              {state}", file.path, Size(file.len_bytes))?;
         }
         for file in &self.guest_memory {
@@ -308,7 +337,7 @@ impl fmt::Display for State {
 }
 
 /// A size in the unit that people read.
-struct Size(u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

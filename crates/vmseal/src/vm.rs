@@ -42,7 +42,7 @@ impl<'s> Vm<'s> {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn inspect(&self) -> Result<Report, Error> {
-        Ok(Report::new(&self.inventory()?))
+        Ok(Report::new(self.storage, &self.inventory()?))
     }
 
     /// What `request` would do to the VM as it is now.

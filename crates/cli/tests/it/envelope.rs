@@ -14,7 +14,7 @@ use crate::vmx_lock::{Folder, cases, vectors};
 
 const KEY: &str = "8a1df2b61e72d37601ce1aacccb2f30dce4eacd98fa3c8f30a4ca32a0c9bed73";
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
@@ -156,6 +156,26 @@ fn core_dumps_are_decrypted() {
     }
 }
 
+/// Runs a command, and gives the most memory that it took.
+pub(crate) fn peak_kib(mut command: std::process::Command) -> u64 {
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kib = 0;
+    let ended = loop {
+        // The file of a process that has ended has no such line.
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        peak_kib = peak_kib.max(kib.unwrap_or(0));
+        if let Some(ended) = child.try_wait().unwrap() {
+            break ended;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(ended.success());
+    peak_kib
+}
+
 #[test]
 fn a_file_larger_than_the_memory_it_may_take() {
     let folder = Folder::new();
@@ -165,21 +185,7 @@ fn a_file_larger_than_the_memory_it_may_take() {
         &["envelope", "create", "data", "-o", "sealed", "--key-id", "k", "--key-file", "key"][..],
         &["envelope", "extract", "sealed", "-o", "out", "--key-file", "key"],
     ] {
-        let mut child = folder.command(args).stderr(Stdio::null()).spawn().unwrap();
-        let status = format!("/proc/{}/status", child.id());
-        let mut peak_kib = 0;
-        let ended = loop {
-            // The file of a process that has ended has no such line.
-            let status = std::fs::read_to_string(&status).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-            peak_kib = peak_kib.max(kib.unwrap_or(0));
-            if let Some(ended) = child.try_wait().unwrap() {
-                break ended;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        assert!(ended.success());
+        let peak_kib = peak_kib(folder.command(args));
         assert!((1..64 << 10).contains(&peak_kib), "{args:?}: {peak_kib} KiB");
         println!("{}: at most {peak_kib} KiB", args[1]);
     }

@@ -33,6 +33,8 @@ impl Folder {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmseal"));
         command.current_dir(self.root.path()).args(args).stdin(Stdio::null()).env_remove("VISUAL");
+        // Whoever runs the tests may have providers of the same names.
+        command.env_remove("VMSEAL_HOME").env("XDG_DATA_HOME", self.root.path().join("no-data"));
         command
     }
 
