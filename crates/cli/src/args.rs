@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Single disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Image files that are encrypted as a whole, under one key
+    #[command(subcommand)]
+    Datastore(DatastoreCommand),
     /// Encrypted NVRAM, snapshots and memory of Workstation and Fusion VMs
     #[command(subcommand)]
     Vmfile(VmfileCommand),
@@ -92,6 +95,7 @@ impl Command {
             Self::Serve(args) => args.json.json,
             Self::Vmx(VmxCommand::Get(args)) => args.json.json,
             Self::Vmx(VmxCommand::Set(args)) => args.json.json,
+            Self::Datastore(DatastoreCommand::Create { json, .. }) => json.json,
             Self::Disk(DiskCommand::Export(args)) => args.json.json,
             Self::Disk(DiskCommand::Import(args)) => args.json.json,
             Self::Disk(DiskCommand::LuksHeader(args)) => args.json.json,
@@ -288,6 +292,18 @@ pub(crate) struct VerifyArgs {
     pub(crate) keys: KeyArgs,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatastoreCommand {
+    /// Make an image file a datastore: a descriptor and a header beside it, with which `encrypt --strategy in-place`, `recrypt`, `serve` and the other verbs work
+    Create {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod datastore;
 mod difference;
 mod disk_path;
 mod disk_transfer;
@@ -37,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, DiskCommand, ProviderCommand};
+use args::{Cli, Command, DatastoreCommand, DiskCommand, ProviderCommand};
 use file_args::{CoredumpCommand, EnvelopeCommand, VmfileCommand, VmxCommand};
 use output::Output;
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Vmx(VmxCommand::Get(args)) => vmx::get(&cli, args, &mut output),
         Command::Vmx(VmxCommand::Set(args)) => vmx::set(&cli, args, &mut output),
         Command::Vmx(VmxCommand::Edit(args)) => vmx::edit(&cli, args, &mut output),
+        Command::Datastore(DatastoreCommand::Create { image, .. }) => datastore::create(image, &mut output),
         Command::Disk(DiskCommand::LuksHeader(args)) => luks::header(&cli, args, &mut output),
         Command::Disk(DiskCommand::Export(args)) => disk_transfer::export(&cli, args, &mut output),
         Command::Disk(DiskCommand::Import(args)) => disk_transfer::import(&cli, args, &mut output),

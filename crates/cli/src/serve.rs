@@ -78,6 +78,9 @@ pub(crate) fn run(cli: &Cli, args: &ServeArgs, output: &mut Output) -> Result<()
     let home = home::open_existing(cli, output)?;
     let mut keys = keys::open(home.as_ref(), &args.keys, &vm.inventory()?.key_ids(), None)?;
     let access = if args.read_only { DiskAccess::Read } else { DiskAccess::Write };
+    let is_tls = tls.is_some();
+    // Before the disk: one that is open for writing has a new content ID.
+    let listener = listen(args, is_tls)?;
     let export = DiskExport::open(&vm, &disk, access, &mut keys)?;
 
     // From here on a signal leaves no socket behind, and nothing that is not durable.
@@ -89,11 +92,9 @@ pub(crate) fn run(cli: &Cli, args: &ServeArgs, output: &mut Output) -> Result<()
         .named(&args.export_name)
         .map_err(|error| Failure::usage(format!("--export-name: {error}")))?
         .watched(warn);
-    let is_tls = tls.is_some();
     if let Some(tls) = tls {
         server = server.with_tls(tls);
     }
-    let listener = listen(args, is_tls)?;
     tell(args, &listener, is_tls, &export, output)?;
     server.serve(&listener, &stop).map_err(|error| {
         let mut failure = Failure::new(Status::Failed, format!("serving {disk} ended: {error}"));

@@ -210,7 +210,12 @@ impl<'s> Disk<'s> {
 
     /// Gives the disk a new content ID before its content changes for the first time, so that a child made before
     /// is recognised as broken.
-    fn change_content_id(&mut self) -> Result<(), Error> {
+    ///
+    /// Writing does so by itself; whoever has others change the descriptor while the disk is open does it before.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn change_content_id(&mut self) -> Result<(), Error> {
         if self.content_id_changed {
             return Ok(());
         }

@@ -123,6 +123,26 @@ impl NewDisk {
         Ok(storage.sync_folder(&path.folder())?)
     }
 
+    /// Makes a descriptor for the raw image `image` beside it, which becomes the disk's one flat extent as it is.
+    ///
+    /// # Errors
+    /// [`Error::NewSize`] where the image is no whole number of sectors; [`Error::Storage`] where it is missing or the descriptor is there already.
+    pub fn describe(storage: &dyn Storage, path: &StoragePath, image: &str) -> Result<(), Error> {
+        let capacity_bytes = storage.open(&path.sibling(image)?, Access::Read)?.len()?;
+        if capacity_bytes == 0 || !capacity_bytes.is_multiple_of(SECTOR_LEN) {
+            return Err(Error::NewSize { capacity_bytes, what: "it is not a multiple of 512 bytes from 512 on" });
+        }
+        let extent = Extent::new(ExtentKind::Flat, capacity_bytes / SECTOR_LEN, Some(image));
+        let random = system_rng().try_next_u32().map_err(|_| vmseal_keys::Error::Random)?;
+        let descriptor = NewDescriptor::new(CreateType::MonolithicFlat, random & 0x7fff_ffff, vec![extent])
+            .build()
+            .map_err(|source| Error::Format { path: path.to_string(), source })?;
+        let file = storage.create(path, None)?;
+        file.write_at(&descriptor.to_bytes(), 0)?;
+        file.sync()?;
+        Ok(storage.sync_folder(&path.folder())?)
+    }
+
     /// The files that [`create`](Self::create) makes.
     ///
     /// # Errors

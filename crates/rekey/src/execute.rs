@@ -39,6 +39,9 @@ use crate::vmx::Entries;
 
 /// What is appended to the name of the VMX for the lock that one operation holds.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
+/// What is appended to it for the lock that everybody shares who has a disk of the VM open. Whoever converts data holds it alone; a shallow recrypt,
+/// which touches none, goes on beside them.
+const USE_SUFFIX: &str = ".disks.vmseal-lock";
 
 /// What an operation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +97,7 @@ pub fn execute(
     if plan(&inventory, &planned.request)? != *planned {
         return Err(Error::Changed { vmx: vmx.to_string() });
     }
+    let _disks = lock_disks(storage, &vmx, planned.operation())?;
     if !matches!(planned.steps().first(), Some(Step::FinishRecrypt { .. })) {
         return execute_locked(storage, planned, &vmx, keys, watch);
     }
@@ -158,6 +162,7 @@ fn resume_locked(
     let material = Material::open(unverified.claims(), keys)?;
     let key = material.record_key(unverified.claims().operation, unverified.claims().phase);
     let mut record = unverified.verify(&key)?;
+    let _disks = lock_disks(storage, vmx, record.operation)?;
     if record.phase == Phase::Publish {
         check_power(storage, vmx, &record)?;
         let files = publish::complete(storage, &record, &material, keys, changes)?;
@@ -202,6 +207,7 @@ pub fn rollback(
         return Err(Error::Committed { vmx: vmx.to_string(), operation: record.operation });
     }
     check_keys_from_before(storage, vmx, record)?;
+    let _disks = lock_disks(storage, vmx, record.operation)?;
     // A journal is made at the very end of this phase. Where there is one, a record that somebody turned back to `prepare` would lose data.
     let record = if record.phase != Phase::Prepare || storage.metadata(&JournalFile::path(vmx))?.is_some() {
         let material = Material::open(record, keys)?;
@@ -280,12 +286,46 @@ fn interrupted(operation: Operation, error: Error) -> Error {
 pub fn lock(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
     let lock = storage.lock(&lock_path(vmx), LockMode::Exclusive)?;
     storage.clean_up(&Record::path(vmx))?;
+    let disks = vmx.with_suffix(USE_SUFFIX);
+    if storage.metadata(&disks)?.is_some() {
+        // What a killed process left goes with whoever takes it over; who holds it still keeps it.
+        drop(storage.lock(&disks, LockMode::Exclusive));
+    }
     Ok(lock)
 }
 
-/// The same for what may go on beside others of its kind, but not beside an operation.
-pub(crate) fn lock_shared(storage: &dyn Storage, vmx: &StoragePath) -> Result<Box<dyn vmseal_storage::Lock>, Error> {
-    Ok(storage.lock(&lock_path(vmx), LockMode::Shared)?)
+/// Keeps away what converts the VM's data, for as long as a disk of it is open. Whoever opens one for writing gives `open` what is to be done
+/// while no operation at all is at work.
+///
+/// # Errors
+/// [`vmseal_storage::Error::Locked`] where an operation is at work; what `open` fails with.
+pub fn hold_disks<T, E: From<Error>>(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    open: impl FnOnce() -> Result<T, E>,
+) -> Result<(T, Box<dyn vmseal_storage::Lock>), E> {
+    let lock = |path: &StoragePath| storage.lock(path, LockMode::Shared).map_err(Error::Storage);
+    let _operations = lock(&lock_path(vmx))?;
+    let disks = lock(&vmx.with_suffix(USE_SUFFIX))?;
+    Ok((open()?, disks))
+}
+
+/// Keeps away whoever would open a disk of the VM while its data is converted.
+pub(crate) fn lock_disks(
+    storage: &dyn Storage,
+    vmx: &StoragePath,
+    operation: Operation,
+) -> Result<Option<Box<dyn vmseal_storage::Lock>>, Error> {
+    if operation == Operation::ShallowRecrypt {
+        return Ok(None);
+    }
+    match storage.lock(&vmx.with_suffix(USE_SUFFIX), LockMode::Exclusive) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(vmseal_storage::Error::Locked { holder, .. }) => {
+            Err(Refusal { operation, vmx: vmx.to_string(), reasons: vec![Reason::Served { holder }] }.into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(crate) fn lock_path(vmx: &StoragePath) -> StoragePath {

@@ -11,7 +11,7 @@ use vmseal_keys::{Dek, KeySource, system_rng};
 use vmseal_storage::{Access, Storage, StoragePath};
 
 use crate::error::Error;
-use crate::execute::{Ending, finish, lock, prepare_and_commit, undo_after};
+use crate::execute::{Ending, finish, lock, lock_disks, prepare_and_commit, undo_after};
 use crate::inventory::PowerState;
 use crate::material::{Material, open_bundle, open_dek};
 use crate::plan::Operation;
@@ -40,6 +40,7 @@ pub fn fill(
 ) -> Result<u64, Error> {
     let _lock = lock(storage, vmx)?;
     let (entries, secrets) = open_idle(storage, vmx, keys)?;
+    let _disks = lock_disks(storage, vmx, Operation::Encrypt)?;
     let (encryption, dek) = open_disk(storage, &secrets, path, keys)?;
     if encryption.holes() == HolePolicy::Fill {
         return Ok(0);

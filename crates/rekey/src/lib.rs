@@ -47,7 +47,7 @@ mod warning;
 
 pub use adopt::adopt;
 pub use error::{Error, ErrorKind};
-pub use execute::{Ending, Outcome, execute, lock, resume, rollback};
+pub use execute::{Ending, Outcome, execute, hold_disks, lock, resume, rollback};
 pub use fill::{count_unwritten, fill};
 pub use import::{ImportedDisk, complete_disk, make_disk, open_new_disk};
 pub use inventory::{Encryption, Inventory, KeyUse, Link, Pending, PowerState, Snapshots, VmDisk, VmFile};

@@ -128,6 +128,11 @@ pub enum Reason {
         /// How many branches.
         branch_count: usize,
     },
+    /// A disk of the VM is served, or open for writing, in vmseal.
+    Served {
+        /// The process that has it open.
+        holder: Option<u32>,
+    },
     /// Another VM uses the disk.
     SharedDisk {
         /// The disk.
@@ -230,6 +235,13 @@ impl fmt::Display for Reason {
                     f,
                     "the VM has {count} snapshot{} on {branch_count} branches; remove all but one branch first",
                     if *count == 1 { "" } else { "s" }
+                )
+            }
+            Self::Served { holder } => {
+                let process = holder.map_or_else(String::new, |holder| format!(" by process {holder}"));
+                write!(
+                    f,
+                    "the VM is powered on, or a disk of it is in use: it is served or written{process}; end that first"
                 )
             }
             Self::SharedDisk { disk, with } => {

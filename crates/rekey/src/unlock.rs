@@ -1,13 +1,13 @@
 //! Opens an encrypted VM with the keys of its provider.
 
-use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption};
+use vmseal_disk::{Disk, DiskCipher, DiskLayout, Encryption, LinkCiphers};
 use vmseal_formats::envelope;
 use vmseal_keys::{KeyId, KeySource};
 use vmseal_storage::{Access, Storage, StoragePath};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::execute::lock_shared;
+use crate::execute::hold_disks;
 use crate::inventory::Pending;
 use crate::material::{open_bundle, open_dek};
 use crate::prepare::check_members;
@@ -84,13 +84,8 @@ pub fn open_plain_disk<'s>(
     path: &StoragePath,
     access: Access,
 ) -> Result<Disk<'s>, Error> {
-    let lock = (access == Access::ReadWrite).then(|| lock_shared(storage, vmx)).transpose()?;
     check_usable(storage, vmx)?;
-    let disk = Disk::open_chain::<Error>(storage, path, access, &mut |_, _| Ok(None))?;
-    Ok(match lock {
-        Some(lock) => disk.holding(lock),
-        None => disk,
-    })
+    open_chain(storage, vmx, path, access, &mut |_, _| Ok(None))
 }
 
 /// Whether the VM can be used although something is pending: a shallow recrypt touches no data, and every file is whole before and after it.
@@ -105,6 +100,27 @@ fn check_usable(storage: &dyn Storage, vmx: &StoragePath) -> Result<bool, Error>
 pub(crate) fn check_nothing_pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
     let Some(Pending { operation, committed, running, .. }) = pending(storage, vmx)? else { return Ok(()) };
     Err(Error::Pending { vmx: vmx.to_string(), operation, committed, running })
+}
+
+/// Opens a disk with its parents. Who writes keeps conversions away for as long as the disk is open, and gives it a new content ID at once: the
+/// descriptor is a shallow recrypt's from then on.
+fn open_chain<'s>(
+    storage: &'s dyn Storage,
+    vmx: &StoragePath,
+    path: &StoragePath,
+    access: Access,
+    keys: &mut LinkCiphers<'_, Error>,
+) -> Result<Disk<'s>, Error> {
+    if access == Access::Read {
+        return Disk::open_chain(storage, path, access, keys);
+    }
+    let (disk, lock) = hold_disks(storage, vmx, || {
+        check_usable(storage, vmx)?;
+        let mut disk = Disk::open_chain(storage, path, access, keys)?;
+        disk.change_content_id()?;
+        Ok::<_, Error>(disk)
+    })?;
+    Ok(disk.holding(lock))
 }
 
 impl Unlocked {
@@ -126,21 +142,7 @@ impl Unlocked {
         access: Access,
         keys: &mut dyn KeySource,
     ) -> Result<Disk<'s>, Error> {
-        // Who writes keeps conversions away for as long as the disk is open.
-        let lock = match access {
-            Access::Read => None,
-            Access::ReadWrite => {
-                let lock = lock_shared(storage, &self.vmx)?;
-                check_usable(storage, &self.vmx)?;
-                Some(lock)
-            }
-        };
-        let disk =
-            Disk::open_chain(storage, path, access, &mut |link, encryption| self.cipher(link, encryption, keys))?;
-        Ok(match lock {
-            Some(lock) => disk.holding(lock),
-            None => disk,
-        })
+        open_chain(storage, &self.vmx, path, access, &mut |link, encryption| self.cipher(link, encryption, keys))
     }
 
     /// Checks that the DEK of a disk or link unwraps and is the VM's, whatever its data.

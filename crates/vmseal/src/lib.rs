@@ -53,6 +53,7 @@ mod attached_to;
 mod catalogue;
 mod catalogue_disks;
 mod catalogue_vm_files;
+mod datastore;
 pub mod encrypted_object;
 pub mod envelope_file;
 mod file_error;
@@ -71,6 +72,7 @@ mod vmx_in_place;
 mod vmx_settings;
 
 pub use catalogue::{Catalogue, CatalogueEntry, inspect_file};
+pub use datastore::create_datastore;
 pub use file_error::FileError;
 pub use given_keys::GivenKeys;
 pub use luks_export::{LuksVersion, UnwrittenUnits};

@@ -29,7 +29,7 @@ use vmseal_storage::{Error as StorageError, Lock, LockMode, StoragePath};
 use crate::file_error::FileError;
 use crate::vm::Vm;
 
-/// Of a VM, as operations take it, and of a disk that is served: beside the VMX, and beside the descriptor.
+/// Of a disk that is served, beside its descriptor.
 const LOCK_SUFFIX: &str = ".vmseal-lock";
 
 /// What is made a hole at once, and what is written as zeros at once.
@@ -97,7 +97,11 @@ impl<'d> DiskExport<'d> {
         // Before the disk is opened: what it says of its keys and tables stays true.
         let exclusive = if access == DiskAccess::Write { LockMode::Exclusive } else { LockMode::Shared };
         let vmx = StoragePath::new(vm.path())?;
-        let locks = [lock(vm, &vmx, LockMode::Shared, access)?, lock(vm, &path, exclusive, access)?];
+        let held = vmseal_rekey::hold_disks(vm.storage(), &vmx, || Ok::<(), vmseal_rekey::Error>(()));
+        let locks = [
+            optional(held.map(|((), lock)| lock), access)?,
+            optional(vm.storage().lock(&path.with_suffix(LOCK_SUFFIX), exclusive).map_err(Into::into), access)?,
+        ];
         let disk = match (inventory.encryption.is_none(), access) {
             (true, DiskAccess::Read) => vm.open_plain_disk(path.as_str())?,
             (true, DiskAccess::Write) => vm.open_plain_disk_for_writing(path.as_str())?,
@@ -177,16 +181,16 @@ impl core::fmt::Debug for DiskExport<'_> {
     }
 }
 
-fn lock(
-    vm: &Vm<'_>,
-    path: &StoragePath,
-    mode: LockMode,
+/// Where nothing can be written, nobody works on the VM: a reader needs no lock there.
+fn optional(
+    lock: Result<Box<dyn Lock>, vmseal_rekey::Error>,
     access: DiskAccess,
 ) -> Result<Option<Box<dyn Lock>>, FileError> {
-    match vm.storage().lock(&path.with_suffix(LOCK_SUFFIX), mode) {
+    match lock {
         Ok(lock) => Ok(Some(lock)),
-        // Where nothing can be written, nobody works on the VM.
-        Err(StorageError::ReadOnly { .. } | StorageError::PermissionDenied { .. }) if access == DiskAccess::Read => {
+        Err(vmseal_rekey::Error::Storage(StorageError::ReadOnly { .. } | StorageError::PermissionDenied { .. }))
+            if access == DiskAccess::Read =>
+        {
             Ok(None)
         }
         Err(error) => Err(error.into()),

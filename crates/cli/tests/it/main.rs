@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails, or tells its figures")]
 
 mod committed;
+mod datastore;
 mod envelope;
 mod faults;
 mod guest;
