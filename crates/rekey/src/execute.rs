@@ -181,8 +181,12 @@ fn resume_locked(
     }
     let jobs = stage::jobs(storage, &record)?;
     stage::check_same(&jobs, &record)?;
-    stage::forget_changed(storage, &mut record)?;
+    let forgot = stage::forget_changed(storage, &mut record)?;
     record.patches = stage::patches(storage, &record)?;
+    if forgot {
+        // Before one of them is begun anew: a crash would leave a part of it, and a record that calls it complete.
+        record.write(storage, &key)?;
+    }
     prepare_and_commit(storage, vmx, &mut record, &material, &jobs, changes, watch)?;
     finish(storage, vmx, &record, &material, keys, Ending::Resumed)
 }

@@ -310,7 +310,7 @@ fn parse(bytes: &[u8], vmx: &str) -> Result<Unverified, String> {
     let text = core::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
     let (body, rest) = text.split_once('\n').ok_or("it has no second line")?;
     let mac_text = rest.strip_suffix('\n').ok_or("its last line is not complete")?;
-    if mac_text.len() != 64 || !mac_text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if mac_text.len() != 64 || !mac_text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Err("its second line is not 64 hexadecimal digits".to_owned());
     }
     let record: Record = serde_json::from_str(body).map_err(|source| source.to_string())?;

@@ -134,8 +134,9 @@ pub(crate) fn has_changed(storage: &dyn Storage, staged: &Staged) -> Result<bool
 }
 
 /// Lets every file begin anew whose successor is gone, or whose source is not certain to be what it was: it was written, replaced by a
-/// copy, or lies on storage that cannot tell.
-pub(crate) fn forget_changed(storage: &dyn Storage, record: &mut Record) -> Result<(), Error> {
+/// copy, or lies on storage that cannot tell. Whether the record said that one of them was durable, whole or in part.
+pub(crate) fn forget_changed(storage: &dyn Storage, record: &mut Record) -> Result<bool, Error> {
+    let mut forgot = false;
     for staged in &mut record.staged {
         let target = StoragePath::new(&staged.target)?;
         let successor = storage.metadata(&staged_path(&target))?;
@@ -145,13 +146,14 @@ pub(crate) fn forget_changed(storage: &dyn Storage, record: &mut Record) -> Resu
             (Some(_), None) => true,
         };
         if !is_whole || staged.source_version.is_none() || has_changed(storage, staged)? {
+            forgot |= staged.done_bytes > 0 || staged.complete;
             staged.done_bytes = 0;
             staged.complete = false;
             staged.sample = None;
             staged.source_version = version(storage, &target)?;
         }
     }
-    Ok(())
+    Ok(forgot)
 }
 
 fn version(storage: &dyn Storage, path: &StoragePath) -> Result<Option<u64>, Error> {

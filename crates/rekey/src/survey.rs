@@ -11,6 +11,7 @@ use crate::chain;
 use crate::error::Error;
 use crate::execute::lock_path;
 use crate::inventory::{Encryption, Inventory, Pending, VmDisk, VmFile};
+use crate::journal::JournalFile;
 use crate::neighbours;
 use crate::plan::Operation;
 use crate::power::{guest_memory, power_state};
@@ -90,7 +91,12 @@ pub fn pending(storage: &dyn Storage, vmx: &StoragePath) -> Result<Option<Pendin
         record: Record::path(vmx).to_string(),
         operation: claims.operation,
         committed: claims.phase == Phase::Publish,
-        converting: matches!(claims.phase, Phase::Convert | Phase::Revert),
+        converting: match claims.phase {
+            Phase::Convert | Phase::Revert => true,
+            // With a journal, undoing asks for keys.
+            Phase::Prepare => storage.metadata(&JournalFile::path(vmx))?.is_some(),
+            Phase::Publish => false,
+        },
         running: matches!(lock, Err(vmseal_storage::Error::Locked { .. })),
         key_ids: needed,
         from_key_ids,

@@ -57,6 +57,7 @@ struct Case {
     storage: Simulated,
     tearing: Tearing,
     request: Request,
+    unit: UnitSize,
     is_decryption: bool,
 }
 
@@ -89,7 +90,7 @@ impl Campaign {
             storage.set_folder_order(FolderOrder::Any);
         }
         let request = request.strategy(strategy).memory_bytes(random.below(4) << 17);
-        Case { shape: number, storage, tearing, request, is_decryption: what == 2 }
+        Case { shape: number, storage, tearing, request, unit: *unit, is_decryption: what == 2 }
     }
 
     fn count(&mut self, what: &'static str) {
@@ -181,7 +182,7 @@ impl Campaign {
     }
 
     fn counts(&mut self, case: &Case) -> Counts {
-        let kind = format!("{} {:?}", self.shapes[case.shape].name, case.request);
+        let kind = format!("{} {:?} {:?}", self.shapes[case.shape].name, case.unit, case.request);
         if let Some(counts) = self.counts.get(&kind) {
             return *counts;
         }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failing test")]
 
+mod attacks;
 mod chains;
 mod crashes;
 mod engine;
@@ -13,4 +14,5 @@ mod planner;
 mod planner_oracle;
 mod planner_vms;
 mod records;
+mod sequences;
 mod testing;
