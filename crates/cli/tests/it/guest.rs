@@ -13,9 +13,10 @@ const DISK_LEN: u64 = 96 << 20;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn guest_folder() -> PathBuf {
-    PathBuf::from(
-        std::env::var_os("VMSEAL_TEST_GUEST").expect("the guest is made by ./test, which sets VMSEAL_TEST_GUEST"),
-    )
+    let Some(folder) = std::env::var_os("VMSEAL_TEST_GUEST") else {
+        panic!("the guest is made by ./test, which sets VMSEAL_TEST_GUEST");
+    };
+    PathBuf::from(folder)
 }
 
 /// A VM with one sparse disk, which holds an ext4 file system.

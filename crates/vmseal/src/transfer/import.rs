@@ -223,7 +223,7 @@ impl<'a> Import<'a> {
         &self,
         size_bytes: u64,
         wanted: &(dyn Fn(&Range<u64>) -> bool + Sync),
-        write: &mut dyn FnMut(&Range<u64>, Option<&[u8]>) -> Result<(), FileError>,
+        write: &mut WriteChunk<'_>,
     ) -> Result<(), FileError> {
         let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
         std::thread::scope(|scope| {
@@ -266,6 +266,9 @@ impl<'a> Import<'a> {
         Ok(Some(data).filter(|data| data.iter().any(|byte| *byte != 0)))
     }
 }
+
+/// Takes the chunks of an image in order: none for zeros.
+type WriteChunk<'w> = dyn FnMut(&Range<u64>, Option<&[u8]>) -> Result<(), FileError> + 'w;
 
 /// How far an import is.
 #[derive(Clone, Copy)]
