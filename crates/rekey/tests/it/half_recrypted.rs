@@ -3,8 +3,8 @@
 use vmseal_disk::DiskLayout;
 use vmseal_keys::{Kek, KeyId, KeySource, KeySourceError, ProviderName, TestKeys};
 use vmseal_rekey::{
-    Ending, Error, ErrorKind, Inventory, KekChange, Operation, PowerState, Reason, Request, Step, Unwatched, Warning,
-    execute, open_plain_disk, pending, plan, resume, survey, unlock, verify,
+    Ending, Error, Inventory, KekChange, Operation, PowerState, Reason, Request, Step, Unwatched, Warning, execute,
+    open_plain_disk, pending, plan, resume, survey, unlock, verify,
 };
 use vmseal_storage::testing::Simulated;
 use vmseal_storage::{Access, Memory, Storage};
