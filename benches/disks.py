@@ -18,7 +18,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VMSEAL = ROOT / "target/release/vmseal"
+VMSEAL = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/vmseal"
 GIB = 1 << 30
 RUNS = 5
 BEGIN, END = "<!-- disks: begin -->\n", "<!-- disks: end -->\n"
