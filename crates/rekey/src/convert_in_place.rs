@@ -12,8 +12,10 @@ use crate::in_place::{Direction, Pass, Target};
 use crate::journal::JournalFile;
 use crate::material::Material;
 use crate::plan::{Plan, Strategy};
+use crate::publish::Changes;
 use crate::record::{Frontier, InPlace, InPlaceExtent, Phase, Record, RecordKey};
-use crate::recover::{Damage, Recovered};
+use crate::recover::Recovered;
+use crate::stage::len;
 
 /// Numbers of the passes over the data, which the slots of the journal carry.
 const FORWARD: u32 = 0;
@@ -38,7 +40,7 @@ pub(crate) fn planned(storage: &dyn Storage, plan: &Plan, record: &Record) -> Re
 pub(crate) fn bytes(storage: &dyn Storage, record: &Record) -> Result<u64, Error> {
     let mut total = 0;
     for extent in record.in_place.iter().flat_map(|in_place| &in_place.extents) {
-        total += storage.metadata(&StoragePath::new(&extent.target)?)?.map_or(0, |metadata| metadata.len);
+        total += len(storage, &StoragePath::new(&extent.target)?)?;
     }
     Ok(total)
 }
@@ -50,7 +52,7 @@ pub(crate) fn convert(
     record: &mut Record,
     material: &Material,
     key: &RecordKey,
-    damage: Damage,
+    changes: Changes,
     report: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let Some(in_place) = record.in_place.clone() else { return Ok(()) };
@@ -62,7 +64,7 @@ pub(crate) fn convert(
         (journal, Recovered { reached: Frontier::default(), generation: 0 })
     } else {
         let journal = JournalFile::open(storage, vmx, journal_key, in_place.shape(), FORWARD)?;
-        let recovered = recover(&pass, &journal, damage)?;
+        let recovered = recover(&pass, &journal, changes)?;
         (journal, recovered)
     };
     let mut progress = progress(&targets, from.reached, report);
@@ -86,7 +88,7 @@ pub(crate) fn revert(
     vmx: &StoragePath,
     record: &mut Record,
     material: &Material,
-    damage: Damage,
+    changes: Changes,
     report: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let key = material.record_key(record.operation, Phase::Revert);
@@ -96,14 +98,14 @@ pub(crate) fn revert(
         let (journal, from) = if record.phase == Phase::Convert {
             let forward = pass(storage, &in_place, &targets, Direction::Forward, None);
             let mut journal = JournalFile::open(storage, vmx, record.journal_key(&key)?, shape, FORWARD)?;
-            let recovered = recover(&forward, &journal, damage)?;
+            let recovered = recover(&forward, &journal, changes)?;
             in_place.limit = Some(recovered.reached);
             journal.set_pass(BACK);
             (journal, Recovered { reached: Frontier::default(), ..recovered })
         } else {
             let back = pass(storage, &in_place, &targets, Direction::Back, in_place.limit);
             let journal = JournalFile::open(storage, vmx, record.journal_key(&key)?, shape, BACK)?;
-            let recovered = recover(&back, &journal, damage)?;
+            let recovered = recover(&back, &journal, changes)?;
             (journal, recovered)
         };
         let back = pass(storage, &in_place, &targets, Direction::Back, in_place.limit);
@@ -124,8 +126,8 @@ pub(crate) fn revert(
     record.write(storage, &key)
 }
 
-fn recover(pass: &Pass<'_>, journal: &JournalFile, damage: Damage) -> Result<Recovered, Error> {
-    pass.recover(journal, damage)?.ok_or(Error::JournalDamaged { what: "neither of its two parts is whole" })
+fn recover(pass: &Pass<'_>, journal: &JournalFile, changes: Changes) -> Result<Recovered, Error> {
+    pass.recover(journal, changes)?.ok_or(Error::JournalDamaged { what: "neither of its two parts is whole" })
 }
 
 fn pass<'a>(

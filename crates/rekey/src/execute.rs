@@ -270,7 +270,7 @@ fn put_back(
         watch.progress(&Progress { file: vmx.to_string(), done_bytes: done_bytes.min(total_bytes), total_bytes })
     };
     let operation = record.operation;
-    convert_in_place::revert(storage, vmx, record, material, changes.into(), &mut report)
+    convert_in_place::revert(storage, vmx, record, material, changes, &mut report)
         .map_err(|error| interrupted(operation, error))?;
     undo(storage, vmx, record)?;
     Ok(rolled_back(record))
@@ -379,7 +379,7 @@ pub(crate) fn prepare_and_commit(
         watch.progress(&Progress { file: file.clone(), done_bytes: done_bytes.min(total_bytes), total_bytes })
     };
     let operation = record.operation;
-    convert_in_place::convert(storage, vmx, record, material, &key, changes.into(), &mut report)
+    convert_in_place::convert(storage, vmx, record, material, &key, changes, &mut report)
         .map_err(|error| if record.phase == Phase::Prepare { error } else { interrupted(operation, error) })?;
     // The last point at which a request to stop is heard.
     let last = Progress { file: vmx.to_string(), done_bytes: total_bytes, total_bytes };

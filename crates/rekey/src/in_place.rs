@@ -107,10 +107,8 @@ impl Pass<'_> {
         }
         while let Some(zone) = current {
             generation += 1;
-            let noted = |filled: &'_ Filled| -> (Zone, Vec<u8>) { (filled.zone.clone(), filled.digests.clone()) };
-            let after = next.as_ref().map(noted);
+            let after = next.as_ref().map(|next| (&next.zone, next.digests.as_slice()));
             let write = || {
-                let after = after.as_ref().map(|(zone, digests)| (zone, digests.as_slice()));
                 journal.write(generation, (&zone.zone, &zone.digests), &zone.data, after)?;
                 self.write(&zone)
             };

@@ -7,7 +7,7 @@
 //! write anything.
 
 use hkdf::Hkdf;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::Mac;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use vmseal_storage::{Access, File, Storage, StoragePath};
@@ -15,6 +15,7 @@ use vmseal_xts::XtsAes256;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+use crate::record::{hmac, remove_durably};
 
 /// What is appended to the name of the VMX.
 const SUFFIX: &str = ".vmseal-journal";
@@ -220,15 +221,9 @@ impl JournalFile {
         Ok(Self { file, key, shape, pass })
     }
 
-    /// Removes the journal: nothing needs it any longer.
+    /// Removes the journal: nothing needs it any longer. Durably: the record must not go before it.
     pub(crate) fn remove(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
-        let path = Self::path(vmx);
-        if storage.metadata(&path)?.is_some() {
-            storage.remove(&path)?;
-        }
-        // Also where an interrupted attempt removed it: the record must not go before it.
-        storage.sync_folder(&path.folder())?;
-        Ok(())
+        remove_durably(storage, &Self::path(vmx))
     }
 
     pub(crate) fn key(&self) -> &JournalKey {
@@ -270,7 +265,7 @@ impl JournalFile {
             }
         }
         let data = if self.shape.mode == Journal::Data { data } else { &[] };
-        let mut mac = self.mac();
+        let mut mac = hmac(&self.key.mac);
         let mut at = self.slot_offset(generation);
         let end = at + self.shape.slot_len();
         for part in [head.as_slice(), current.1, next_digests, data] {
@@ -326,7 +321,7 @@ impl JournalFile {
             Journal::Digests => None,
             Journal::Data => Some(Zeroizing::new(take(&mut rest, current.zone.data_len())?.to_vec())),
         };
-        let mut mac = self.mac();
+        let mut mac = hmac(&self.key.mac);
         mac.update(&bytes[..bytes.len() - rest.len()]);
         mac.verify_slice(take(&mut rest, MAC_LEN)?).ok()?;
         let next = Some(next).filter(|next| !next.zone.runs.is_empty());
@@ -335,13 +330,6 @@ impl JournalFile {
 
     fn slot_offset(&self, generation: u64) -> u64 {
         generation % 2 * self.shape.slot_len()
-    }
-
-    fn mac(&self) -> Hmac<Sha256> {
-        match <Hmac<Sha256> as KeyInit>::new_from_slice(self.key.mac.as_slice()) {
-            Ok(mac) => mac,
-            Err(_) => unreachable!("HMAC accepts keys of every length (RFC 2104)"),
-        }
     }
 }
 

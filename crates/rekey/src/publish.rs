@@ -11,7 +11,6 @@ use crate::compare;
 use crate::error::Error;
 use crate::material::Material;
 use crate::record::{DiskRecord, Patch, Record, Role, Sample, Staged, staged_path};
-use crate::recover::Damage;
 use crate::secrets::hex;
 use crate::stage::{embedded, has_changed, new_descriptor, new_vmx};
 use crate::vmx::Entries;
@@ -26,15 +25,6 @@ pub enum Changes {
     Discard,
     /// Stop and say which file it is.
     Keep,
-}
-
-impl From<Changes> for Damage {
-    fn from(changes: Changes) -> Self {
-        match changes {
-            Changes::Discard => Self::Accept,
-            Changes::Keep => Self::Refuse,
-        }
-    }
 }
 
 /// Puts every successor in its place, right after the commit. Returns the files that have changed.

@@ -272,12 +272,7 @@ impl Record {
 
     /// Ends the operation: from here on nothing is pending.
     pub(crate) fn remove(storage: &dyn Storage, vmx: &StoragePath) -> Result<(), Error> {
-        let path = Self::path(vmx);
-        if storage.metadata(&path)?.is_some() {
-            storage.remove(&path)?;
-        }
-        storage.sync_folder(&path.folder())?;
-        Ok(())
+        remove_durably(storage, &Self::path(vmx))
     }
 }
 
@@ -364,13 +359,27 @@ impl RecordKey {
     }
 
     fn mac(&self, body: &[u8]) -> Hmac<Sha256> {
-        let mut mac = match <Hmac<Sha256> as KeyInit>::new_from_slice(self.0.as_slice()) {
-            Ok(mac) => mac,
-            Err(_) => unreachable!("HMAC accepts keys of every length (RFC 2104)"),
-        };
+        let mut mac = hmac(&self.0);
         mac.update(body);
         mac
     }
+}
+
+/// HMAC-SHA-256 under `key`.
+pub(crate) fn hmac(key: &[u8; 32]) -> Hmac<Sha256> {
+    match <Hmac<Sha256> as KeyInit>::new_from_slice(key) {
+        Ok(mac) => mac,
+        Err(_) => unreachable!("HMAC accepts keys of every length (RFC 2104)"),
+    }
+}
+
+/// Removes a file, durably also where an interrupted attempt removed it.
+pub(crate) fn remove_durably(storage: &dyn Storage, path: &StoragePath) -> Result<(), Error> {
+    if storage.metadata(path)?.is_some() {
+        storage.remove(path)?;
+    }
+    storage.sync_folder(&path.folder())?;
+    Ok(())
 }
 
 /// The name of a file's successor while it is written.

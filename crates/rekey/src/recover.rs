@@ -5,6 +5,7 @@ use zeroize::Zeroizing;
 use crate::error::Error;
 use crate::in_place::{Pass, Target, chunks};
 use crate::journal::{DIGEST_LEN, JournalFile, JournalKey, Noted, PIECE_LEN, Run, digests_len};
+use crate::publish::Changes;
 use crate::record::Frontier;
 
 /// Where a pass goes on.
@@ -16,23 +17,15 @@ pub(crate) struct Recovered {
     pub(crate) generation: u64,
 }
 
-/// What to do with 512 bytes that are neither their old content nor their new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Damage {
-    /// Stop and say where they are.
-    Refuse,
-    /// Leave them as they are.
-    Accept,
-}
-
 impl Pass<'_> {
-    /// Completes the zone that a crash cut off. `None` where no slot of this pass is there.
-    pub(crate) fn recover(&self, journal: &JournalFile, damage: Damage) -> Result<Option<Recovered>, Error> {
+    /// Completes the zone that a crash cut off. `None` where no slot of this pass is there. `changes` says what to do with 512 bytes that are neither
+    /// their old content nor their new one: stop and say where they are, or leave them as they are.
+    pub(crate) fn recover(&self, journal: &JournalFile, changes: Changes) -> Result<Option<Recovered>, Error> {
         let slots = journal.read()?;
         let Some(newest) = slots.first() else { return Ok(None) };
         let data = match &newest.data {
             Some(data) => data.clone(),
-            None => self.completed(journal.key(), &newest.current, damage)?,
+            None => self.completed(journal.key(), &newest.current, changes)?,
         };
         // A program that ended, or a sync that failed, may have left it in the system's memory alone; data may change only once it is durable.
         let after = newest.next.as_ref().map(|next| (&next.zone, next.digests.as_slice()));
@@ -48,7 +41,7 @@ impl Pass<'_> {
                 return Err(Error::JournalOutdated { path, offset });
             }
             // That slot was durable, and damaged later: it is made once more.
-            let data = self.completed(journal.key(), next, damage)?;
+            let data = self.completed(journal.key(), next, changes)?;
             recovered = Recovered { reached: end(next), generation: newest.generation + 1 };
             self.note(journal, recovered, (&next.zone, &next.digests), &data)?;
             self.put(next, &data)?;
@@ -62,21 +55,15 @@ impl Pass<'_> {
     }
 
     /// A zone as it has to become: what is still old of it is converted.
-    fn completed(&self, key: &JournalKey, noted: &Noted, damage: Damage) -> Result<Zeroizing<Vec<u8>>, Error> {
+    fn completed(&self, key: &JournalKey, noted: &Noted, changes: Changes) -> Result<Zeroizing<Vec<u8>>, Error> {
         let target = self.target(noted)?;
-        let mut digests = noted.digests.as_slice();
-        let mut scratch = Zeroizing::new(Vec::new());
         let mut whole = Zeroizing::new(vec![0; noted.zone.data_len()]);
         let mut left = whole.as_mut_slice();
-        for chunk in chunks(&noted.zone) {
+        for (chunk, expected) in noted_chunks(noted) {
             let (data, after) = left.split_at_mut(chunk.len as usize);
             left = after;
-            target.file.read_at(data, chunk.offset)?;
-            let (expected, rest) = digests.split_at(digests_len(data.len()));
-            digests = rest;
-            let mut found = vec![0; expected.len()];
-            key.digests(noted.zone.file, chunk.offset, data, &mut scratch, &mut found)?;
-            self.complete_chunk(key, target, noted.zone.file, &chunk, data, (expected, &found), damage)?;
+            let found = read_chunk(key, target, noted.zone.file, &chunk, data)?;
+            self.complete_chunk(key, target, noted.zone.file, &chunk, data, (expected, &found), changes)?;
         }
         Ok(whole)
     }
@@ -91,7 +78,7 @@ impl Pass<'_> {
         chunk: &Run,
         data: &mut [u8],
         digests: (&[u8], &[u8]),
-        damage: Damage,
+        changes: Changes,
     ) -> Result<(), Error> {
         let is_old: Vec<bool> =
             digests.0.chunks(DIGEST_LEN).zip(digests.1.chunks(DIGEST_LEN)).map(|(a, b)| a == b).collect();
@@ -119,7 +106,7 @@ impl Pass<'_> {
                 }
             }
         }
-        if let (Some(first), Damage::Refuse) = (damaged.first(), damage) {
+        if let (Some(first), Changes::Keep) = (damaged.first(), changes) {
             let offset = chunk.offset + first.start as u64;
             return Err(Error::NeitherOldNorNew { path: target.path.to_string(), offset });
         }
@@ -150,21 +137,33 @@ impl Pass<'_> {
     /// The first byte in its file at which a zone is not what it was when it was noted.
     fn first_change(&self, key: &JournalKey, noted: &Noted) -> Result<Option<u64>, Error> {
         let target = self.target(noted)?;
-        let mut digests = noted.digests.as_slice();
-        let mut scratch = Zeroizing::new(Vec::new());
-        for chunk in chunks(&noted.zone) {
+        for (chunk, expected) in noted_chunks(noted) {
             let mut data = Zeroizing::new(vec![0; chunk.len as usize]);
-            target.file.read_at(&mut data, chunk.offset)?;
-            let (expected, rest) = digests.split_at(digests_len(data.len()));
-            digests = rest;
-            let mut found = vec![0; expected.len()];
-            key.digests(noted.zone.file, chunk.offset, &data, &mut scratch, &mut found)?;
+            let found = read_chunk(key, target, noted.zone.file, &chunk, &mut data)?;
             if let Some(piece) = found.chunks(DIGEST_LEN).zip(expected.chunks(DIGEST_LEN)).position(|(a, b)| a != b) {
                 return Ok(Some(chunk.offset + (piece * PIECE_LEN) as u64));
             }
         }
         Ok(None)
     }
+}
+
+/// The chunks of a zone, each with the digests of its old content.
+fn noted_chunks(noted: &Noted) -> impl Iterator<Item = (Run, &[u8])> {
+    let mut digests = noted.digests.as_slice();
+    chunks(&noted.zone).map(move |chunk| {
+        let (expected, rest) = digests.split_at(digests_len(chunk.len as usize));
+        digests = rest;
+        (chunk, expected)
+    })
+}
+
+/// Reads a chunk, and gives its digests.
+fn read_chunk(key: &JournalKey, target: &Target, file: u32, chunk: &Run, data: &mut [u8]) -> Result<Vec<u8>, Error> {
+    target.file.read_at(data, chunk.offset)?;
+    let mut found = vec![0; digests_len(data.len())];
+    key.digests(file, chunk.offset, data, &mut Zeroizing::new(Vec::new()), &mut found)?;
+    Ok(found)
 }
 
 /// Whether zeros are already there as a hole, which stays one.

@@ -76,7 +76,8 @@ pub(crate) fn jobs(storage: &dyn Storage, record: &Record) -> Result<Vec<Job>, E
     Ok(jobs)
 }
 
-fn len(storage: &dyn Storage, path: &StoragePath) -> Result<u64, Error> {
+/// The length of a file; 0 where there is none.
+pub(crate) fn len(storage: &dyn Storage, path: &StoragePath) -> Result<u64, Error> {
     Ok(storage.metadata(path)?.map_or(0, |metadata| metadata.len))
 }
 

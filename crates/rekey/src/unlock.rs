@@ -8,12 +8,12 @@ use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::execute::hold_disks;
-use crate::inventory::Pending;
+use crate::inventory::{Inventory, Pending};
 use crate::material::{open_bundle, open_dek};
 use crate::prepare::check_members;
 use crate::secrets::VmSecrets;
 use crate::stage::{VM_FILE_LEN_MAX, file_context};
-use crate::survey::pending;
+use crate::survey::{pending, survey};
 use crate::vmx::Entries;
 
 /// A VM whose secrets are open.
@@ -59,11 +59,7 @@ pub fn unlock_damaged(storage: &dyn Storage, vmx: &StoragePath, keys: &mut dyn K
 /// Where the VMX cannot be read.
 pub fn key_ids(storage: &dyn Storage, vmx: &StoragePath, path: &StoragePath) -> Result<Vec<KeyId>, Error> {
     let mut ids = Entries::read_vmx(storage, vmx)?.key_list()?.map_or_else(Vec::new, |list| list.key_ids());
-    let survey = crate::survey(storage, vmx).ok();
-    for disk in survey.iter().flat_map(|inventory| &inventory.disks) {
-        ids.extend(disk.encryption.key_ids().iter().cloned());
-        ids.extend(disk.links.iter().flat_map(|link| link.encryption.key_ids()).cloned());
-    }
+    ids.extend(survey(storage, vmx).iter().flat_map(Inventory::key_ids));
     if let Ok((descriptor, _)) = DiskLayout::read_descriptor(storage, path)
         && let Ok(Some(encryption)) = Encryption::from_descriptor(&descriptor)
     {

@@ -102,11 +102,9 @@ impl<'d> DiskExport<'d> {
             optional(held.map(|((), lock)| lock), access)?,
             optional(vm.storage().lock(&path.with_suffix(LOCK_SUFFIX), exclusive).map_err(Into::into), access)?,
         ];
-        let disk = match (inventory.encryption.is_none(), access) {
-            (true, DiskAccess::Read) => vm.open_plain_disk(path.as_str())?,
-            (true, DiskAccess::Write) => vm.open_plain_disk_for_writing(path.as_str())?,
-            (false, DiskAccess::Read) => vm.unlock(keys)?.open_disk(path.as_str())?,
-            (false, DiskAccess::Write) => vm.unlock(keys)?.open_disk_for_writing(path.as_str())?,
+        let disk = match access {
+            DiskAccess::Read => vm.open_any_disk(path.as_str(), keys)?,
+            DiskAccess::Write => vm.open_any_disk_for_writing(path.as_str(), keys)?,
         };
         let size_bytes = disk.size_bytes();
         Ok(Self { disk: RwLock::new(disk), size_bytes, access, is_broken: AtomicBool::new(false), _locks: locks })

@@ -126,14 +126,6 @@ impl<'s> Vm<'s> {
         vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::Read)
     }
 
-    /// Opens what is left of a damaged disk that is in the clear, for reading with [`Disk::salvage_read`].
-    ///
-    /// # Errors
-    /// Where there is nothing to go by: the descriptor, or that of a parent, cannot be understood or says that the disk is encrypted.
-    pub fn open_damaged_plain_disk(&self, path: &str) -> Result<Disk<'s>, Error> {
-        Disk::open_salvage(self.storage, &StoragePath::new(path)?, &mut |_, _| Ok(None))
-    }
-
     /// Opens a disk for reading, whether the VM is encrypted or in the clear.
     ///
     /// # Errors
@@ -142,7 +134,7 @@ impl<'s> Vm<'s> {
         self.open_any(path, Access::Read, keys)
     }
 
-    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
+    /// The same for reading and writing. For as long as it is open no operation on the VM begins but a shallow recrypt.
     ///
     /// # Errors
     /// As [`open_any_disk`](Self::open_any_disk); where an operation is at work.
@@ -178,14 +170,6 @@ impl<'s> Vm<'s> {
     /// Where the VMX cannot be read.
     pub fn key_ids(&self, path: &str) -> Result<Vec<vmseal_keys::KeyId>, Error> {
         vmseal_rekey::key_ids(self.storage, &self.vmx, &StoragePath::new(path)?)
-    }
-
-    /// The same for reading and writing. For as long as it is open no operation on the VM begins.
-    ///
-    /// # Errors
-    /// As [`open_plain_disk`](Self::open_plain_disk); where an operation is at work.
-    pub fn open_plain_disk_for_writing(&self, path: &str) -> Result<Disk<'s>, Error> {
-        vmseal_rekey::open_plain_disk(self.storage, &self.vmx, &StoragePath::new(path)?, Access::ReadWrite)
     }
 
     /// The VM as the planner sees it.
@@ -232,20 +216,12 @@ impl<'v> UnlockedVm<'v> {
         self.open(path, Access::Read)
     }
 
-    /// Opens a disk for reading and writing; parents are never written. For as long as it is open no operation on the VM begins.
+    /// Opens a disk for reading and writing; parents are never written. For as long as it is open no operation on the VM begins but a shallow recrypt.
     ///
     /// # Errors
     /// As [`open_disk`](Self::open_disk); where an operation is at work or pending.
     pub fn open_disk_for_writing(&mut self, path: &str) -> Result<Disk<'v>, Error> {
         self.open(path, Access::ReadWrite)
-    }
-
-    /// Opens what is left of a damaged disk, for reading with [`Disk::salvage_read`].
-    ///
-    /// # Errors
-    /// As [`open_disk`](Self::open_disk), but for what is missing or damaged.
-    pub fn open_damaged_disk(&mut self, path: &str) -> Result<Disk<'v>, Error> {
-        self.unlocked.open_salvage(self.storage, &StoragePath::new(path)?, self.keys)
     }
 
     /// The content of a VM file, such as the NVRAM.

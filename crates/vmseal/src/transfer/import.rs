@@ -129,8 +129,7 @@ impl<'a> Import<'a> {
         let mut disk = open_new_disk(storage, vmx, &path, keys)?;
         let mut written_bytes = 0;
         let mut noted = resumed_bytes;
-        let wanted = |chunk: &Range<u64>| chunk.start >= resumed_bytes;
-        self.copy(size_bytes, &wanted, &mut |chunk, data| {
+        self.copy(size_bytes, resumed_bytes, &mut |chunk, data| {
             if chunk.start >= noted + CHECKPOINT_LEN {
                 state.checkpoint(&mut disk, chunk.start, storage, &state_path)?;
                 noted = chunk.start;
@@ -219,16 +218,11 @@ impl<'a> Import<'a> {
     }
 
     /// Reads the chunks of the image ahead on a thread of its own, checked, and gives them to `write` in order: none for zeros.
-    fn copy(
-        &self,
-        size_bytes: u64,
-        wanted: &(dyn Fn(&Range<u64>) -> bool + Sync),
-        write: &mut WriteChunk<'_>,
-    ) -> Result<(), FileError> {
+    fn copy(&self, size_bytes: u64, from: u64, write: &mut WriteChunk<'_>) -> Result<(), FileError> {
         let (sender, receiver) = mpsc::sync_channel(READ_AHEAD);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                for chunk in chunks(&(0..size_bytes)).filter(wanted) {
+                for chunk in chunks(&(0..size_bytes)).filter(|chunk| chunk.start >= from) {
                     let read = self.read(&chunk);
                     let failed = read.is_err();
                     // The writer has gone where it failed: there is nobody to read for.
